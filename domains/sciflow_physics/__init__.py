@@ -1,0 +1,1 @@
+"""Simulation to data for collider physics."""

@@ -1,0 +1,1 @@
+"""Networks that hyper-parameterise flows."""

@@ -1,0 +1,1 @@
+"""Preprocessing that is part of the model: units, point masses, masks."""

@@ -1,0 +1,125 @@
+"""Objects that remember how they were built, so that they are saved as arguments plus weights, without pickle."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from sciflow.errors import UserError
+
+__all__ = ["Recorded", "build", "configuration"]
+
+
+class Recorded:
+    """Mixin: the arguments of the outermost constructor call are kept in `recorded_arguments`.
+
+    Arguments may be numbers, strings, None, booleans, lists, tuples, mappings with string keys, `torch.dtype`
+    and other `Recorded` objects. Fitted state belongs into parameters and buffers, never into arguments.
+
+    >>> class Scale(Recorded):
+    ...     def __init__(self, factor, *, label="x"):
+    ...         self.factor = factor
+    >>> Scale(2.0).recorded_arguments
+    {'factor': 2.0, 'label': 'x'}
+    """
+
+    recorded_arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" not in cls.__dict__:
+            return
+        original = cls.__init__
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def recording(self: Any, *arguments: Any, **keywords: Any) -> None:
+            if "recorded_arguments" not in self.__dict__:
+                bound = signature.bind(self, *arguments, **keywords)
+                bound.apply_defaults()
+                # object.__setattr__: torch modules would register module-valued entries as children
+                object.__setattr__(self, "recorded_arguments", _named(signature, bound))
+            original(self, *arguments, **keywords)
+
+        cls.__init__ = recording  # type: ignore[method-assign]
+
+
+def _named(signature: inspect.Signature, bound: inspect.BoundArguments) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            named["*"] = list(value)
+        else:
+            named[name] = value
+    return named
+
+
+def configuration(value: Any) -> Any:
+    """The JSON form of a recorded object or of one of its arguments.
+
+    Raises `UserError` if an argument cannot be written down (a function, a tensor, an unrecorded object).
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Recorded):
+        arguments = {name: configuration(entry) for name, entry in value.recorded_arguments.items()}
+        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "arguments": arguments}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"mapping": {key: configuration(entry) for key, entry in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [configuration(entry) for entry in value]
+    raise UserError(
+        f"cannot record an argument of type {type(value).__name__}: give numbers, strings, lists, "
+        "mappings or objects of a class derived from sciflow.recorded.Recorded"
+    )
+
+
+def build(value: Any, *, trust: Iterable[str] = ()) -> Any:
+    """The inverse of `configuration`. Lists come back as tuples.
+
+    Only classes derived from `Recorded` are built, and only from sciflow itself and the packages named in `trust`:
+    importing a module runs code, so a model file cannot choose freely what is imported.
+    """
+    if isinstance(value, list):
+        return tuple(build(entry, trust=trust) for entry in value)
+    if not isinstance(value, dict):
+        return value
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
+    if "mapping" in value:
+        return {key: build(entry, trust=trust) for key, entry in value["mapping"].items()}
+    if "class" not in value or "arguments" not in value:
+        raise UserError(f"not a recorded object: it has the keys {sorted(value)} instead of 'class' and 'arguments'")
+    cls = _resolve(value["class"], trust)
+    arguments = {name: build(entry, trust=trust) for name, entry in value["arguments"].items()}
+    positional = arguments.pop("*", ())
+    try:
+        return cls(*positional, **arguments)
+    except TypeError as error:
+        raise UserError(f"{value['class']} does not take the recorded arguments: {error}") from error
+
+
+def _resolve(path: str, trust: Iterable[str]) -> type:
+    module_name, _, name = path.partition(":")
+    root = module_name.partition(".")[0]
+    if root != "sciflow" and root not in set(trust):
+        raise UserError(f"the model names a class of the package {root!r}; load it with trust=({root!r},) if you trust it")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"this version of {root} has no class {path}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Recorded)):
+        raise UserError(f"{path} is not a recorded class")
+    return found

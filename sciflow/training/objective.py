@@ -1,0 +1,46 @@
+"""What a flow learns: the Objective contract and maximum likelihood."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Batch", "MaximumLikelihood", "Objective"]
+
+
+class Batch(NamedTuple):
+    """Rows of a training set. All tensors share the first axis; the condition may be a nested dict of tensors."""
+
+    x: Tensor
+    condition: Any = None
+    weight: Tensor | None = None
+    mask: Tensor | None = None
+    index: Tensor | None = None  # position of each row in the data set, for messages and event-seeded randomness
+
+
+class Objective(nn.Module, ABC):
+    """(flow, batch) -> one loss per example (B,); the trainer weights, averages and differentiates it.
+
+    An objective may own parameters (teachers, multipliers) and sees the whole batch.
+    """
+
+    @abstractmethod
+    def forward(self, flow: nn.Module, batch: Batch) -> Tensor:
+        """One loss per example, shape (B,)."""
+
+    def penalty(self, flow: nn.Module, batch: Batch) -> Tensor | None:
+        """A term of the whole batch, shape (), added to the weighted mean of the losses; None for none."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, on every process: multipliers, teachers."""
+
+
+class MaximumLikelihood(Objective):
+    """-log p(x | condition): the forward Kullback-Leibler divergence up to the entropy of the data."""
+
+    def forward(self, flow: nn.Module, batch: Batch) -> Tensor:
+        distribution = flow(batch.condition) if batch.mask is None else flow(batch.condition, batch.mask)
+        return -distribution.log_prob(batch.x)
