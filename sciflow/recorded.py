@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,11 @@ class Recorded:
     """
 
     recorded_arguments: dict[str, Any]
+    unrecordable: str | None = None  # why this very object cannot be written down, if it cannot
+
+    @classmethod
+    def check_trust(cls, arguments: Mapping[str, Any], trust: Iterable[str]) -> None:
+        """Called by `build` before the constructor: refuse arguments that would import untrusted code."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -51,15 +57,31 @@ class Recorded:
 
 def _named(signature: inspect.Signature, bound: inspect.BoundArguments) -> dict[str, Any]:
     named: dict[str, Any] = {}
+    positional: list[Any] = []
+    by_position: set[Any] = {inspect.Parameter.POSITIONAL_ONLY}
+    kinds = {signature.parameters[name].kind for name, value in bound.arguments.items() if isinstance(value, tuple) and value}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        by_position.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)  # what stands before *arguments cannot be named
     for name, value in list(bound.arguments.items())[1:]:
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             named.update(value)
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            named["*"] = list(value)
+            positional.extend(value)
+        elif kind in by_position:
+            positional.append(value)
         else:
             named[name] = value
-    return named
+    if positional:
+        named["*"] = positional
+    return {name: _snapshot(value) for name, value in named.items()}
+
+
+def _snapshot(value: Any) -> Any:
+    """Containers are copied: the caller may change them later."""
+    if type(value) is list:
+        return [_snapshot(entry) for entry in value]
+    return {key: _snapshot(entry) for key, entry in value.items()} if type(value) is dict else value
 
 
 def configuration(value: Any) -> Any:
@@ -67,12 +89,18 @@ def configuration(value: Any) -> Any:
 
     Raises `UserError` if an argument cannot be written down (a function, a tensor, an unrecorded object).
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, (numbers.Integral, numbers.Real)):  # numpy's scalars too
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, Recorded):
-        arguments = {name: configuration(entry) for name, entry in value.recorded_arguments.items()}
+        if value.unrecordable:
+            raise UserError(value.unrecordable)
+        if "<locals>" in type(value).__qualname__:
+            raise UserError(f"cannot record {type(value).__qualname__}: define the class at the top of a module")
+        arguments = {name: configuration(entry) for name, entry in getattr(value, "recorded_arguments", {}).items()}
         return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "arguments": arguments}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {"mapping": {key: configuration(entry) for key, entry in value.items()}}
@@ -95,22 +123,28 @@ def build(value: Any, *, trust: Iterable[str] = ()) -> Any:
     if not isinstance(value, dict):
         return value
     if "dtype" in value:
-        return getattr(torch, value["dtype"])
+        dtype = getattr(torch, str(value["dtype"]), None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"this torch has no dtype {value['dtype']!r}")
+        return dtype
     if "mapping" in value:
         return {key: build(entry, trust=trust) for key, entry in value["mapping"].items()}
     if "class" not in value or "arguments" not in value:
         raise UserError(f"not a recorded object: it has the keys {sorted(value)} instead of 'class' and 'arguments'")
-    cls = _resolve(value["class"], trust)
+    cls: Any = _resolve(value["class"], trust)
     arguments = {name: build(entry, trust=trust) for name, entry in value["arguments"].items()}
+    cls.check_trust(arguments, trust)
     positional = arguments.pop("*", ())
     try:
         return cls(*positional, **arguments)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
         raise UserError(f"{value['class']} does not take the recorded arguments: {error}") from error
 
 
 def _resolve(path: str, trust: Iterable[str]) -> type:
-    module_name, _, name = path.partition(":")
+    module_name, _, name = str(path).partition(":")
     root = module_name.partition(".")[0]
     if root != "sciflow" and root not in set(trust):
         raise UserError(f"the model names a class of the package {root!r}; load it with trust=({root!r},) if you trust it")

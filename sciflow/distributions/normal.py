@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sciflow.distributions.base import Base
+from sciflow.noise import normal_from_uniform
 
 __all__ = ["DiagonalNormal"]
 
@@ -29,7 +30,7 @@ class DiagonalNormal(Base):
         return math.prod(self.event_shape)
 
     def from_uniform(self, uniform: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        z = torch.special.ndtri(uniform).reshape(-1, *self.event_shape)
+        z = normal_from_uniform(uniform).reshape(-1, *self.event_shape)
         return z if mask is None else z * mask
 
     def rsample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,13 +18,15 @@ class Batch(NamedTuple):
     condition: Any = None
     weight: Tensor | None = None
     mask: Tensor | None = None
-    index: Tensor | None = None  # position of each row in the data set, for messages and event-seeded randomness
+    # number of each row in the data set (or of its event), for messages and event-seeded randomness
+    index: Tensor | None = None  # type: ignore[assignment]
 
 
 class Objective(nn.Module, ABC):
     """(flow, batch) -> one loss per example (B,); the trainer weights, averages and differentiates it.
 
-    An objective may own parameters (teachers, multipliers) and sees the whole batch.
+    An objective may own parameters (teachers) and sees the whole batch. What it has to remember over a resumed
+    training lies in parameters and persistent buffers.
     """
 
     @abstractmethod
@@ -36,6 +39,18 @@ class Objective(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimiser step, on every process: multipliers, teachers."""
+
+    def measure(self, flow: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Scalars that the trainer averages over the validation set (by weight) and hands to `merit`."""
+        return {}
+
+    def merit(self, loss: float, measured: Mapping[str, float]) -> float:
+        """What is to be minimised over the epochs, on the validation set: it chooses the best one and stops early."""
+        return loss
+
+    def report(self) -> dict[str, Any]:
+        """Numbers that belong into the history of a training, as JSON."""
+        return {}
 
 
 class MaximumLikelihood(Objective):

@@ -1,0 +1,224 @@
+"""How a correction is learned: folds, bootstrap members, weights, one training after the other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from sciflow.errors import UserError
+from sciflow.training import Batch, FitResult, fit
+from sciflow_physics.model import Correction
+from sciflow_physics.roles import Roles
+from sciflow_physics.sample import Sample, categories_of, fold_of, poisson, sample_of
+from sciflow_physics.transport import Transport
+from sciflow_physics.trees import TreeEnsemble
+from sciflow_physics.weights import WeightReport, matching_weights, positive_weights
+
+__all__ = ["Training", "fit_correction"]
+
+_log = logging.getLogger(__name__)
+
+
+class Training(NamedTuple):
+    """The numbers of one training, see `fit_correction`."""
+
+    epochs: int
+    member_epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    weight_decay: float
+    ema: float | None
+    validation: float
+    progress: bool
+
+
+class Weighted(NamedTuple):
+    """Positive weights of both samples with equal totals, and what they report."""
+
+    sim: NDArray[np.float64]
+    data: NDArray[np.float64]
+    ratio: TreeEnsemble
+    reports: dict[str, WeightReport]
+
+
+def fit_correction(
+    sim: xr.Dataset,
+    data: xr.Dataset,
+    roles: Roles,
+    *,
+    method: str = "switch",
+    folds: int = 2,
+    members: int = 4,
+    seed: int = 0,
+    epochs: int = 60,
+    member_epochs: int | None = None,
+    batch_size: int = 512,
+    learning_rate: float = 2e-3,
+    patience: int | None = None,
+    weight_decay: float = 0.0,
+    ema: float | None = 0.99,
+    validation: float = 0.1,
+    transforms: int = 4,
+    bins: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    kind: str = "coupling",
+    progress: bool = True,
+    **constraints: Any,
+) -> Correction:
+    r"""Learn to correct simulation to data, folds x (1 + members) trainings in sequence.
+
+    Each sample is given positive weights (`positive_weights`), the simulation the conditions' spectrum of the data
+    (`matching_weights`), both the same total. The nominal flow is trained from scratch; a member starts from it and is
+    trained for `member_epochs` with Poisson(1) weights per event, its own weight estimates and order of batches.
+
+    Arguments:
+        sim, data: rows as `sciflow_physics.data.read` gives them; `event` and `id` coordinates are needed.
+        method: "switch" or "conditional", see `Transport`.
+        folds: at least 2 for cross-fitting; 1 trains one model on everything.
+        members: bootstrap members, 0 for no band, else at least 2.
+        validation: fraction of events held out in each training, for the best epoch and early stopping (`patience`).
+        constraints: of the conditional method, see `sciflow_physics.conditional.Identified`.
+
+    Raises `UserError` for unusable arguments, columns or weights.
+    """
+    if method not in ("switch", "conditional"):
+        raise UserError(f"method {method!r} is not one of switch, conditional")
+    if method == "switch" and constraints:
+        raise UserError(f"the method 'switch' does not take {', '.join(constraints)}")
+    if folds < 1 or members < 0 or members == 1:
+        raise UserError(f"folds = {folds} and members = {members}: at least 1 fold, and 0 or at least 2 members, are needed")
+    categories = categories_of(roles, sim, data)
+    flow = {"transforms": transforms, "bins": bins, "hidden": list(hidden), "kind": kind}
+    correction = Correction(
+        roles.to_dict(), categories=categories, method=method, folds=folds, members=members, seed=seed, flow=flow
+    )
+    options = Training(
+        epochs, member_epochs or max(epochs // 3, 1), batch_size, learning_rate, patience, weight_decay, ema, validation, progress
+    )
+    samples = [_known(sample_of(part, roles, categories, name=name), name) for part, name in ((sim, "sim"), (data, "data"))]
+    began, summary = time.monotonic(), []
+    for fold in range(folds):
+        parts = [_training_part(sample, fold, folds, seed) for sample in samples]
+        for part, name in zip(parts, ("simulation", "data"), strict=True):
+            if len(np.unique(part.event)) < 20:
+                raise UserError(f"the {name} has {len(np.unique(part.event))} events outside fold {fold}: at least 20 are needed")
+        model = correction.folds[fold]
+        assert isinstance(model, Transport)
+        summary.append(_fit_fold(model, parts[0], parts[1], roles, categories, options, seed + 1000 * fold, constraints))
+    sizes = [[*model.ratio.value.shape, model.ratio.depth] for model in correction.folds]  # type: ignore[union-attr,misc]
+    correction.recorded_arguments["trees"] = sizes
+    correction.summary = {"folds": summary, "seconds": time.monotonic() - began}
+    return correction.eval()
+
+
+def weighted(
+    sim: Sample, data: Sample, roles: Roles, categories: Sequence[str], *, seed: int, member: int = 0
+) -> Weighted:
+    """The weights of one training; member 0 is nominal, others are bootstrapped by event."""
+    names = (*roles.feature_names, *roles.condition_names)
+    weights, reports = [], {}
+    for sample, name in ((sim, "sim"), (data, "data")):
+        bootstrap = poisson(sample.event, seed + member, f"bootstrap {name}") if member else None
+        positive, reports[name] = positive_weights(sample, len(categories), names=names, bootstrap=bootstrap, seed=seed + member)
+        weights.append(positive)
+    matched, ratio, reports["matching"] = matching_weights(
+        sim, data, weights[0], weights[1], len(categories), names=names, seed=seed + member
+    )
+    total = (len(sim.event) + len(data.event)) / 2
+    return Weighted(matched * (total / matched.sum()), weights[1] * (total / weights[1].sum()), ratio, reports)
+
+
+def _fit_fold(
+    model: Transport, sim: Sample, data: Sample, roles: Roles, categories: Sequence[str],
+    options: Training, seed: int, constraints: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    both = Sample(*(np.concatenate(pair) for pair in zip(sim, data, strict=True)))
+    nominal = weighted(sim, data, roles, categories, seed=seed)
+    model.ratio = nominal.ratio
+    weight = torch.from_numpy(np.concatenate([nominal.sim, nominal.data]))
+    mask = torch.from_numpy(both.mask)
+    model.features.fit(torch.from_numpy(both.x), weight, mask)
+    model.conditions.fit(torch.from_numpy(both.conditions), weight)
+    y = model.features.dequantise(torch.from_numpy(both.x), torch.from_numpy(both.id), seed=seed, mask=mask)
+    z, _ = model.features(y, mask)
+    context, _ = model.context(torch.from_numpy(both.conditions), torch.from_numpy(both.category))
+    rows = len(sim.event)
+    held = torch.from_numpy(fold_of(both.event, 10_000, seed + 31) < options.validation * 10_000)
+    results = []
+    for member, flow in enumerate(model.flows):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if member:
+                flow.load_state_dict(model.flows[0].state_dict())
+            else:
+                _initialise(flow)
+        if member:
+            own = weighted(sim, data, roles, categories, seed=seed, member=member)
+            weight = torch.from_numpy(np.concatenate([own.sim, own.data]))
+        epochs = options.member_epochs if member else options.epochs
+        switch = torch.cat([-torch.ones(rows), torch.ones(len(weight) - rows)])[:, None]
+        batch = Batch(z.float(), torch.cat([context.float(), switch], 1), weight.float(), mask if model.maskable else None)
+        results.append(_train(flow, batch, held, options, epochs, seed + member))
+    _learn_support(model, z, both, mask, rows)
+    _log.info("fold trained: %s", results[0])
+    return {
+        "weights": {name: report.to_dict() for name, report in nominal.reports.items()},
+        "members": [{"epoch": r.best_epoch, "loss": r.best_validation_loss, "seconds": r.seconds} for r in results],
+    }
+
+
+def _train(flow: torch.nn.Module, batch: Batch, held: torch.Tensor, options: Training, epochs: int, seed: int) -> FitResult:
+    assert batch.weight is not None
+    used = batch.weight > 0
+    parts = [Batch(*(None if leaf is None else leaf[rows] for leaf in batch)) for rows in (used & ~held, used & held)]
+    return fit(
+        flow, parts[0], validation=parts[1] if len(parts[1].x) else 0.0, epochs=epochs, batch_size=options.batch_size,
+        learning_rate=options.learning_rate, patience=options.patience, weight_decay=options.weight_decay, ema=options.ema,
+        seed=seed, progress=options.progress,
+    )  # fmt: skip
+
+
+def _initialise(flow: torch.nn.Module) -> None:
+    """Draw the weights anew from the current random state, so that a correction depends on its seed alone."""
+    for module in flow.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+@torch.no_grad()
+def _learn_support(model: Transport, z: torch.Tensor, both: Sample, mask: torch.Tensor, rows: int) -> None:
+    conditions, _ = model.conditions(torch.from_numpy(both.conditions))
+    sim, data = conditions[:rows], conditions[rows:]
+    size, infinity = model.features.features, float("inf")
+    present = torch.where(mask[:rows], z[:rows], infinity), torch.where(mask[:rows], z[:rows], -infinity)
+    # a little room beyond the outermost training event, in standard deviations
+    model.lower.copy_(torch.cat([present[0].amin(0) - 0.1, torch.maximum(sim.amin(0), data.amin(0)) - 0.05]))
+    model.upper.copy_(torch.cat([present[1].amax(0) + 0.1, torch.minimum(sim.amax(0), data.amax(0)) + 0.05]))
+    # the whole band of a point mass is inside, wherever its random numbers fell
+    masses = model.features.mass == model.features.mass
+    model.lower[:size] = torch.where(masses, model.lower[:size] - 1.0, model.lower[:size])
+    context, _ = model.context(torch.from_numpy(both.conditions[:rows]), torch.from_numpy(both.category[:rows]))
+    densities = [
+        model.map(0, part, given, torch.zeros_like(part), there)[1].min()
+        for part, given, there in zip(z[:rows].split(8192), context.split(8192), mask[:rows].split(8192), strict=True)
+    ]
+    model.least.fill_(float(torch.stack(densities).min()) - 1e-3)
+
+
+def _known(sample: Sample, name: str) -> Sample:
+    known = sample.category >= 0
+    if not known.all():
+        _log.warning("%s: %d rows have a category that the other sample lacks; they are not used", name, int((~known).sum()))
+    return sample.take(known)
+
+
+def _training_part(sample: Sample, fold: int, folds: int, seed: int) -> Sample:
+    return sample if folds == 1 else sample.take(fold_of(sample.event, folds, seed) != fold)

@@ -1,0 +1,144 @@
+"""One fold of a correction: its preprocessing, its flows, and the region it was trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sciflow.flows import NeuralSplineFlow
+from sciflow.preprocessing import Column, Preprocessing
+from sciflow.recorded import Recorded
+from sciflow_physics.trees import TreeEnsemble
+
+__all__ = ["Transport", "columns_of"]
+
+_BOX = 30.0  # standardised features are kept in it: splines are the identity beyond 5
+
+
+def columns_of(roles: Any, names: Sequence[str]) -> list[Column]:
+    """Columns for the preprocessing from the roles of variables."""
+    found = [roles.variables[name] for name in names]
+    return [
+        Column(role.name, transform=role.transform, lower=role.lower, upper=role.upper, point_mass=role.point_mass)
+        for role in found
+    ]
+
+
+class Transport(nn.Module, Recorded):
+    r"""Maps simulated rows to data-like ones, member by member; member 0 is the nominal one.
+
+    "switch": one flow p(z | c, s) with s = -1 for simulation and +1 for data,
+
+        z' = T^{-1}(T(z; c, -1); c, +1),
+
+    which at fixed condition c morphs the simulated distribution into that of the data and leaves c alone.
+    "conditional": a flow p(z' | z, c); z' = T^{-1}(noise; z, c) with the noise of the row.
+
+    Arguments:
+        features, conditions: columns of either preprocessing.
+        categories: number of categories; more than one enter the condition as indicators.
+        maskable: whether some features are absent for some rows.
+        method: "switch" or "conditional".
+        members: number of bootstrap members, beside the nominal one.
+        flow: arguments of `sciflow.flows.NeuralSplineFlow`: transforms, bins, hidden, kind.
+        trees: sizes (trees, nodes, depth) of the classifier that matches the conditions' spectrum.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    least: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[Column],
+        conditions: Sequence[Column],
+        categories: int,
+        *,
+        maskable: bool,
+        method: str,
+        members: int,
+        flow: Mapping[str, Any],
+        trees: Sequence[int] = (0, 1, 0),
+    ) -> None:
+        super().__init__()
+        self.features, self.conditions = Preprocessing(features), Preprocessing(conditions)
+        self.categories, self.maskable, self.method = categories, maskable, method
+        size = len(features)
+        context = len(conditions) + (categories if categories > 1 else 0)
+        context += 1 if method == "switch" else size * (2 if maskable else 1)
+        settings = {**flow, "hidden": tuple(flow["hidden"])}
+        self.flows = nn.ModuleList(
+            NeuralSplineFlow(size, context, maskable=maskable, **settings) for _ in range(1 + members)
+        )
+        self.ratio = TreeEnsemble(*trees)
+        # the box of the training conditions and features, standardised, and the least likely simulated training event
+        self.register_buffer("lower", torch.full((size + len(conditions),), -_BOX, dtype=torch.float64))
+        self.register_buffer("upper", torch.full((size + len(conditions),), _BOX, dtype=torch.float64))
+        self.register_buffer("least", torch.tensor(-1e300, dtype=torch.float64))
+
+    def context(self, conditions: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised conditions, kept inside the training box, with the indicators (N, ...); and True where they were inside."""
+        z, _ = self.conditions(conditions)
+        size = self.features.features
+        kept = torch.minimum(torch.maximum(z, self.lower[size:]), self.upper[size:])
+        inside = (kept == z).all(1)
+        if self.categories > 1:
+            codes = torch.arange(self.categories, device=category.device)
+            kept = torch.cat([kept, 2.0 * (category[:, None] == codes) - 1], dim=1)
+        return kept, inside & (category >= 0)
+
+    def standardise(self, x: Tensor, uniform: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Standardised dequantised features (N, D) and True where all of them were inside the training box."""
+        y = self.features.spread(x, uniform, mask)
+        z, _ = self.features(y, mask)
+        size = self.features.features
+        inside = (z >= self.lower[:size]) & (z <= self.upper[:size])
+        inside = inside if mask is None else inside | ~mask
+        return z.clamp(-_BOX, _BOX), inside.all(1)
+
+    def map(self, member: int, z: Tensor, context: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Corrected standardised features (N, D) and the log-density of the input (N,) (0 for "conditional")."""
+        flow: Any = self.flows[member]
+        mask = mask if self.maskable else None
+        dtype = next(flow.parameters()).dtype
+        z, context = z.to(dtype), context.to(dtype)
+        if self.method == "switch":
+            switch = context.new_ones(len(context), 1)
+            latent, ladj = flow.to_latent(z, torch.cat([context, -switch], 1), mask)
+            density = flow.base.log_prob(latent, None, mask) + ladj
+            mapped, _ = flow.to_data(latent, torch.cat([context, switch], 1), mask)
+            return mapped, density
+        given = torch.cat([context, z], 1) if mask is None else torch.cat([context, z, mask.to(dtype)], 1)
+        mapped, _ = flow.to_data(noise.to(dtype), given, mask)
+        return mapped, mapped.new_zeros(len(mapped))
+
+    def forward(
+        self, x: Tensor, conditions: Tensor, category: Tensor, uniform: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From physical units to physical units: nominal corrected features (N, D), spread of the members in
+        standardised units (N, D), and True where the row lies outside the training support (N,).
+
+        `uniform` (N, D) dequantises, `noise` (N, D) is standard normal ("conditional" only). Plain tensor operations:
+        this is what is exported.
+        """
+        nominal, spread, outside = self.corrected(x, conditions, category, uniform, noise, mask)
+        y, _ = self.features.inverse(nominal, mask)
+        return self.features.quantise(y, mask), spread, outside
+
+    def corrected(
+        self, x: Tensor, conditions: Tensor, category: Tensor, uniform: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, with the nominal features still standardised."""
+        z, inside = self.standardise(x, uniform, mask)
+        context, known = self.context(conditions, category)
+        nominal, density = self.map(0, z, context, noise, mask)
+        nominal = nominal.double().clamp(-_BOX, _BOX)
+        square = torch.zeros_like(nominal)
+        for member in range(1, len(self.flows)):
+            mapped, _ = self.map(member, z, context, noise, mask)
+            square = square + (mapped.double().clamp(-_BOX, _BOX) - nominal) ** 2
+        spread = torch.sqrt(square / max(len(self.flows) - 1, 1))
+        return nominal, spread, ~(inside & known & (density.double() >= self.least))

@@ -1,0 +1,135 @@
+"""Coupling layers: some features are mapped given the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sciflow.flows.elementwise import Elementwise
+from sciflow.flows.layered import Layer
+from sciflow.networks import MLP, Constant
+
+__all__ = ["Coupling", "coupling_splits"]
+
+
+class Coupling(Layer):
+    r"""y_A = x_A, y_B = f(x_B; network(x_A, mask, context)) with an elementwise f.
+
+    The network is evaluated once in either direction, and its output (parameters x |B|, rows) is viewed as
+    (parameters, |B|, rows) without a copy. Features on the circle enter the network as cosine and sine.
+
+    Arguments:
+        kept: the features A. The transformed features B are those of `groups`.
+        groups: pairs (elementwise map, features).
+        context: number of context rows.
+        circles: half period of each feature that lives on a circle.
+
+    Source: Density estimation using Real NVP, Dinh et al. 2016, arXiv 1605.08803.
+    """
+
+    def __init__(
+        self,
+        kept: Sequence[int],
+        groups: Sequence[tuple[Elementwise, Sequence[int]]],
+        context: int = 0,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        maskable: bool = False,
+        circles: dict[int, float] | None = None,
+    ) -> None:
+        super().__init__()
+        circles = circles or {}
+        groups = [(map_, tuple(members)) for map_, members in groups if len(members)]
+        kept = sorted(kept, key=lambda feature: feature in circles)
+        order = [*kept, *(feature for _, members in groups for feature in members)]
+        self.features, self.kept = len(order), len(kept)
+        self.maskable = maskable
+        self.groups = groups
+        self.register_buffer("_order", torch.tensor(order), persistent=False)
+        self.register_buffer("_restore", torch.tensor(order).argsort(), persistent=False)
+        self._angles = [circles[feature] for feature in kept if feature in circles]
+        rates = [[torch.pi / half_period] for half_period in self._angles]
+        self.register_buffer("_rates", torch.tensor(rates) if rates else None, persistent=False)
+        inputs = len(kept) + len(self._angles) + (self.features if maskable else 0) + context
+        outputs = sum(map_.parameters * len(members) for map_, members in groups)
+        self.network: nn.Module = MLP(inputs, outputs, hidden, activation=activation) if inputs else Constant(outputs)
+
+    def extra_repr(self) -> str:
+        order = self._order.tolist() if not self._order.is_meta else []
+        return f"{order[self.kept :]} given {order[: self.kept]}"
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._map(x, context, mask, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._map(z, context, mask, inverse=True)
+
+    def _map(self, x: Tensor, context: Tensor | None, mask: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        rows = x.index_select(0, self._order)
+        kept, changed = rows[: self.kept], rows[self.kept :]
+        raw = self.network(self._inputs(kept, context, mask)).to(x.dtype)
+        y, ladj = mapped(self.groups, changed, raw, inverse=inverse)
+        if mask is not None:
+            present = mask.index_select(0, self._order)[self.kept :]
+            y, ladj = torch.where(present, y, 0), torch.where(present, ladj, 0)
+        return torch.cat((kept, y)).index_select(0, self._restore), ladj.sum(0)
+
+    def _inputs(self, kept: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        blocks = [kept]
+        if self._angles:
+            line = self.kept - len(self._angles)
+            angle = kept[line:] * self._rates
+            blocks = [kept[:line], angle.cos(), angle.sin()]
+        if self.maskable:
+            shape = (self.features, kept.shape[1])
+            blocks.append(kept.new_ones(shape) if mask is None else mask.to(kept.dtype))
+        if context is not None:
+            blocks.append(context if context.dtype == kept.dtype else context.to(kept.dtype))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def mapped(
+    groups: Sequence[tuple[Elementwise, Sequence[int]]], x: Tensor, raw: Tensor, *, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Maps rows x, ordered group after group, by raw parameters (outputs, B) ordered in the same way."""
+    if len(groups) == 1:
+        map_, members = groups[0]
+        return map_(x, raw.view(map_.parameters, len(members), x.shape[1]), inverse=inverse)
+    results, row, number = [], 0, 0
+    for map_, members in groups:
+        count = len(members)
+        parameters = raw[number : number + map_.parameters * count].view(map_.parameters, count, x.shape[1])
+        results.append(map_(x[row : row + count], parameters, inverse=inverse))
+        row, number = row + count, number + map_.parameters * count
+    return torch.cat([y for y, _ in results]), torch.cat([ladj for _, ladj in results])
+
+
+def coupling_splits(features: int, layers: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """The features (kept, transformed) by each coupling layer; layers come in pairs that swap the two parts.
+
+    Pairs: even and odd features, first and second half, then random halves, so that over several pairs every feature
+    meets every other.
+
+    >>> coupling_splits(4, 3)
+    [([0, 2], [1, 3]), ([1, 3], [0, 2]), ([0, 1], [2, 3])]
+    >>> coupling_splits(1, 2)
+    [([], [0]), ([], [0])]
+    """
+    if features == 1:
+        return [([], [0]) for _ in range(layers)]
+    generator = torch.Generator().manual_seed(seed)
+    splits: list[tuple[list[int], list[int]]] = []
+    everything = list(range(features))
+    for pair in range((layers + 1) // 2):
+        if pair == 0:
+            first = everything[::2]
+        elif pair == 1:
+            first = everything[: (features + 1) // 2]
+        else:
+            first = sorted(torch.randperm(features, generator=generator)[: (features + 1) // 2].tolist())
+        second = [feature for feature in everything if feature not in first]
+        splits += [(first, second), (second, first)]
+    return splits[:layers]

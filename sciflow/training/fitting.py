@@ -1,0 +1,220 @@
+"""The one function that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sciflow.errors import UserError
+from sciflow.training import checkpoint as checkpoints
+from sciflow.training.average import MovingAverage
+from sciflow.training.data import Names, as_batch, check, fingerprint, map_tensors, split, take
+from sciflow.training.loss import LossModule
+from sciflow.training.objective import Batch, MaximumLikelihood, Objective
+from sciflow.training.processes import process_count
+from sciflow.training.result import FitResult
+from sciflow.training.schedule import Schedule
+from sciflow.training.settings import Settings
+from sciflow.training.trainer import Trainer
+
+__all__ = ["fit"]
+
+_PRECISIONS = {None: None, "float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
+
+
+def fit(
+    flow: nn.Module,
+    data: Any,
+    *,
+    objective: Objective | None = None,
+    validation: Any = 0.1,
+    groups: Any = None,
+    names: Names = None,
+    epochs: int = 100,
+    batch_size: int = 1024,
+    learning_rate: float = 1e-3,
+    schedule: str | Callable[[float], float] = "cosine",
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = 10.0,
+    ema: float | None = None,
+    precision: str | None = None,
+    seed: int = 0,
+    patience: int | None = None,
+    drop_last: bool = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float | None = 60.0,
+    checkpoint_epochs: int | None = 1,
+    resume: bool = False,
+    fabric: Any = None,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[dict[str, Any]], Any]] = (),
+) -> FitResult:
+    r"""Train a flow; afterwards it has its best (averaged) weights and is in eval mode.
+
+    Each step minimises sum_i w_i loss_i / sum_i w_i over a batch (plus the objective's penalty) with AdamW
+    (Decoupled weight decay regularization, 2019, arXiv 1711.05101). If any weight is negative, the denominator is the
+    number of rows times the mean weight of all rows instead, since that of a batch may vanish.
+
+    Arguments:
+        flow: any module with flow(condition) -> distribution; zuko flows too. The arithmetic is in its dtype.
+        data: x, (x, condition, weight, mask, index), a dict with those names or a `Batch`; rows first; conditions may
+            be nested dicts. Rows may lie on the CPU or on the flow's device.
+        objective: what is learned; maximum likelihood by default.
+        validation: the fraction of rows held out, or a data set; 0 for none (then the last weights are kept).
+        groups: (N,) integers; rows of one group (one event) are held out together.
+        names: of the columns of x, or a dict from "x", "condition", "condition.<entry>" to names; for messages.
+        batch_size: rows per step over all processes; the last batch of an epoch is smaller (or dropped: `drop_last`).
+        schedule: "cosine", "onecycle", "constant", "plateau" or a function of the fraction done; see `Schedule`.
+        warmup: steps of linearly rising learning rate.
+        weight_decay: for weight matrices; never for biases and scales.
+        clip: largest norm of the gradient; None for no limit.
+        ema: decay of the moving average of the weights; it is what is validated and kept.
+        precision: None for the flow's own, "float32"/"float64" to insist on it, "bf16" for bfloat16 autocast.
+        patience: stop after this many epochs in a row without a better validation.
+        checkpoint: folder; written at the end of every `checkpoint_epochs` epochs, and every `checkpoint_seconds`.
+        resume: go on from the folder's checkpoint; starts afresh if there is none. On one CPU the weights are bit for
+            bit those of an uninterrupted training.
+        fabric: a launched `lightning_fabric.Fabric` for several processes (`torchrun`); precision and batches are as
+            said here, not the plugin's.
+        callbacks: called with each epoch's record (a dict, see `FitResult`); a true answer ends the training.
+
+    Raises:
+        UserError: the data, weights or arguments cannot be trained on, or a checkpoint belongs to other ones.
+        TrainingDiverged: the loss, the gradient or the weights are not finite any more; the flow is left with its
+            best weights.
+
+    >>> import zuko
+    >>> from sciflow.training import fit
+    >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    >>> fit(zuko.flows.GF(2, transforms=1), x, epochs=2, batch_size=64).steps
+    8
+    """
+    objective = MaximumLikelihood() if objective is None else objective
+    _check_arguments(epochs, batch_size, learning_rate, weight_decay, clip, patience, precision, resume, checkpoint)
+    reference = next((p for p in flow.parameters() if p.requires_grad), None)
+    if reference is None:
+        raise UserError(f"{type(flow).__name__} has no parameters to train")
+    if precision in ("float32", "float64") and reference.dtype != _PRECISIONS[precision]:
+        raise UserError(f"precision={precision!r} but the flow's weights are {reference.dtype}: convert the flow first")
+    device = _device(fabric, reference.device)
+    flow.to(device)
+    objective.to(device)
+
+    whole = _enter(flow, data, names, reference.dtype)
+    if isinstance(validation, (int, float)):
+        group_numbers = None if groups is None else torch.as_tensor(groups)
+        own, held = split(len(whole.x), float(validation), seed=seed, groups=group_numbers)
+        training, held_out = (take(whole, rows.to(whole.x.device)) if len(rows) else None for rows in (own, held))
+        rows = (own, held)
+    else:
+        training, held_out = whole, _enter(flow, validation, names, reference.dtype)
+        rows = (torch.arange(len(training.x)), torch.arange(len(held_out.x)))
+    for part in (training, held_out):
+        if part is not None:
+            check(part, names)
+    assert training is not None
+
+    arguments: dict[str, Any] = {}
+    if checkpoint is not None:
+        arguments = {
+            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+            "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__qualname__", type(schedule).__name__),
+            "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "ema": ema, "precision": precision, "seed": seed,
+            "patience": patience, "drop_last": drop_last,
+            "objective": f"{type(objective).__qualname__}({objective.extra_repr()})",
+            "flow": f"{type(flow).__qualname__} with {sum(p.numel() for p in flow.parameters())} weights ({reference.dtype})",
+            "data": f"{len(training.x)} rows, hash {fingerprint(training)}",
+            "validation": "none" if held_out is None else f"{len(held_out.x)} rows, hash {fingerprint(held_out)}",
+        }  # fmt: skip
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        loss = LossModule(flow, objective, autocast=torch.bfloat16 if precision == "bf16" else None)
+        wrapped = loss if fabric is None else fabric.strategy.setup_module(loss)
+        settings = Settings(
+            epochs, batch_size, clip, patience, seed, drop_last, None if checkpoint is None else Path(checkpoint),
+            checkpoint_seconds, checkpoint_epochs, progress, tuple(callbacks),
+        )  # fmt: skip
+        rates = Schedule(learning_rate, schedule, epochs * settings.batches(len(training.x)), warmup=warmup)
+        trainer = Trainer(
+            loss, wrapped, _optimiser(loss, learning_rate, weight_decay), rates,
+            None if ema is None else MovingAverage(flow, ema), training, held_out, rows, settings, arguments,
+        )  # fmt: skip
+        if settings.folder is not None:
+            state = checkpoints.read(settings.folder) if resume else None
+            if state is not None:
+                _check_same(state["arguments"], arguments)
+                trainer.restore(state)
+                trainer.file = str(settings.folder / checkpoints.FILE)
+            elif process_count() == 1 or fabric.global_rank == 0:
+                checkpoints.clean(settings.folder)
+        return trainer.run()
+
+
+def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batch:
+    """Checked rows with row numbers, in the dtype of the flow; dequantised if the flow has point masses."""
+    batch = check(as_batch(data), names)
+    if batch.index is None:
+        batch = batch._replace(index=torch.arange(len(batch.x), device=batch.x.device))
+    if hasattr(flow, "dequantise"):
+        mask = {} if batch.mask is None else {"mask": batch.mask}
+        # such a flow computes the preprocessing in float64 itself
+        return batch._replace(x=flow.dequantise(batch.x, batch.index, **mask))
+
+    def convert(leaf: Tensor) -> Tensor:
+        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+    return map_tensors(convert, batch)
+
+
+def _optimiser(loss: LossModule, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    parameters = [p for p in loss.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=fused)
+
+
+def _device(fabric: Any, device: torch.device) -> torch.device:
+    if fabric is None:
+        if process_count() > 1:
+            raise UserError(f"{process_count()} processes run but fit got no fabric: give fabric=, or each trains its own flow")
+        return device
+    if fabric.world_size != process_count():
+        raise UserError(f"the fabric has {fabric.world_size} processes but was not launched: call fabric.launch() first")
+    return fabric.device
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    longer = before["schedule"] in ("constant", "plateau") and now["epochs"] >= before["epochs"]
+    for name in now:
+        if before.get(name) != now[name] and not (name == "epochs" and longer):
+            raise UserError(
+                f"resume=True: {name} was {before.get(name)} in the checkpoint and is {now[name]} now; "
+                "give the same, or train afresh with resume=False"
+            )
+
+
+def _check_arguments(
+    epochs: int, batch_size: int, learning_rate: float, weight_decay: float, clip: float | None, patience: int | None,
+    precision: str | None, resume: bool, checkpoint: str | Path | None,
+) -> None:  # fmt: skip
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value}: give a positive integer")
+    if not learning_rate > 0 or weight_decay < 0 or (clip is not None and not clip > 0):
+        raise UserError(
+            f"learning_rate={learning_rate}, weight_decay={weight_decay}, clip={clip}: they may not be negative or zero"
+        )
+    if patience is not None and patience < 1:
+        raise UserError(f"patience={patience}: give a positive number of epochs, or None")
+    if precision not in _PRECISIONS:
+        raise UserError(f"precision={precision!r} is unknown: choose {', '.join(repr(p) for p in _PRECISIONS)}")
+    if resume and checkpoint is None:
+        raise UserError("resume=True needs the folder of the checkpoint: give checkpoint=")
