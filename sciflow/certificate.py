@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sciflow.errors import UserError
-from sciflow.files import replacing
+from sciflow.files import reason, replacing
 from sciflow.strict_json import dumps, loads, plain
 
 __all__ = ["SCOPE", "Certificate", "Figure", "Test"]
@@ -202,7 +202,7 @@ class Certificate:
             with replacing(path) as beside:
                 beside.write_text(self.to_json() + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{path}: the certificate cannot be written: {error.strerror or error}") from error
+            raise UserError(f"{path}: the certificate cannot be written: {reason(error)}") from error
         return path
 
     @classmethod

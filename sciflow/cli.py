@@ -179,7 +179,7 @@ def run(arguments: Sequence[str]) -> int:
         _complain("terminated" if terminated else "interrupted")
         return 143 if terminated else 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: silence the flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for click < 8.5: silence the flush at exit
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove", "replace_folder", "replacing", "temporary"]
+__all__ = ["reason", "remove", "replace_folder", "replacing", "temporary"]
 
 
 def temporary(path: str | Path) -> Path:
@@ -75,8 +75,22 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+
+
+def reason(error: BaseException) -> str:
+    """Why a file operation failed, in one line; libraries hide the system's error behind their own.
+
+    >>> reason(OSError(28, "file write failed: time = ..."))
+    'No space left on device'
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sciflow
 from sciflow.errors import UserError
-from sciflow.files import remove, replace_folder, temporary
+from sciflow.files import reason, remove, replace_folder, temporary
 from sciflow.model_card import model_card
 from sciflow.recorded import Recorded, build, configuration
 from sciflow.strict_json import dumps, loads, plain
@@ -76,7 +76,7 @@ def save(
         (beside / _CONFIG).write_text(dumps(config) + "\n", encoding="utf-8")
         replace_folder(beside, folder)
     except OSError as error:
-        raise UserError(f"{folder}: the model cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{folder}: the model cannot be written: {reason(error)}") from error
     finally:
         remove(beside)
     return folder
@@ -106,8 +106,7 @@ def load(folder: str | Path, *, trust: Iterable[str] = (), device: torch.device 
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder / _CONFIG}: the model cannot be built: {type(error).__name__} {reason}") from error
+        raise UserError(f"{folder / _CONFIG}: the model cannot be built: {type(error).__name__} {reason(error)}") from error
 
 
 def metadata(folder: str | Path) -> dict[str, Any]:
@@ -194,10 +193,10 @@ def _config(folder: Path, *, newer: bool = False) -> dict[str, Any]:
     try:
         config = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        reason = f"no {_CONFIG} in it: not a model folder" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {reason}") from None
+        problem = f"no {_CONFIG} in it: not a model folder" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {problem}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON, or cut short: {error}") from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
@@ -218,7 +217,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     weights = config["weights"]
     if not isinstance(weights, dict) or len(content) != weights.get("bytes"):
         size = weights.get("bytes") if isinstance(weights, dict) else None

@@ -106,14 +106,14 @@ class Transport(nn.Module, Recorded):
         dtype = next(flow.parameters()).dtype
         z, context = z.to(dtype), context.to(dtype)
         if self.method == "switch":
-            switch = context.new_ones(len(context), 1)
+            switch = torch.ones_like(context[:, :1])  # no len(): exported graphs keep the batch open
             latent, ladj = flow.to_latent(z, torch.cat([context, -switch], 1), mask)
             density = flow.base.log_prob(latent, None, mask) + ladj
             mapped, _ = flow.to_data(latent, torch.cat([context, switch], 1), mask)
             return mapped, density
         given = torch.cat([context, z], 1) if mask is None else torch.cat([context, z, mask.to(dtype)], 1)
         mapped, _ = flow.to_data(noise.to(dtype), given, mask)
-        return mapped, mapped.new_zeros(len(mapped))
+        return mapped, torch.zeros_like(mapped[:, 0])
 
     def forward(
         self, x: Tensor, conditions: Tensor, category: Tensor, uniform: Tensor, noise: Tensor, mask: Tensor | None = None

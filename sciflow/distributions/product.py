@@ -27,19 +27,20 @@ class Product(Base):
     def __init__(self, bases: Sequence[Base], features: Sequence[Sequence[int]]) -> None:
         super().__init__()
         members = [list(group) for group in features]
+        order = [feature for group in members for feature in group]
         sizes = [tuple(base.event_shape) for base in bases]
-        if [(len(group),) for group in members] != sizes or sorted(sum(members, [])) != list(range(sum(map(len, members)))):
+        if [(len(group),) for group in members] != sizes or sorted(order) != list(range(len(order))):
             raise UserError(f"the groups {members} do not share out the features among bases of event shapes {sizes}")
         self.bases = nn.ModuleList(bases)
         self.members = members
-        self.event_shape = torch.Size((sum(map(len, members)),))
+        self.event_shape = torch.Size((len(order),))
         self.circles = {
             group[place]: bound
             for base, group in zip(bases, members, strict=True)
             for place, bound in getattr(base, "circles", {}).items()
         }
         self.heavy_tailed = any(getattr(base, "heavy_tailed", False) for base in bases)
-        self.register_buffer("_restore", torch.tensor(sum(members, [])).argsort(), persistent=False)
+        self.register_buffer("_restore", torch.tensor(order).argsort(), persistent=False)
 
     @property
     def uniforms(self) -> int:

@@ -50,7 +50,7 @@ def _index(column: Tensor, largest: float) -> float:
     if most < 20 or _is_light(deviation):
         return math.inf
     logs = deviation[: most + 1].log()
-    grid = sorted({int(round(20 * (most / 20) ** (step / 59))) for step in range(60)})
+    grid = sorted({round(20 * (most / 20) ** (step / 59)) for step in range(60)})
     best = min(grid, key=lambda k: _distance(logs, k))
     excess = logs[:best] - logs[best]
     mean = excess.mean().item()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sciflow.flows.coupling import mapped
 from sciflow.flows.elementwise import Elementwise
 from sciflow.flows.layered import Layer
-from sciflow.networks import Constant, MaskedMLP
+from sciflow.networks import MLP, Constant, MaskedMLP
 
 __all__ = ["Autoregressive"]
 
@@ -57,20 +57,20 @@ class Autoregressive(Layer):
         context += self.features if maskable else 0
         outputs = [(map_.parameters, members) for map_, members in self.groups]
         inputs = [1 if rate is None else 2 for rate in self._rates_of]
-        self.free = self.features == 1 and context == 0
-        self.network: nn.Module = (
-            Constant(outputs[0][0]) if self.free else MaskedMLP(inputs, outputs, context, hidden, activation=activation)
-        )
+        if self.features == 1:  # nothing before it: an ordinary network of the context, or free parameters
+            count = outputs[0][0]
+            self.network: nn.Module = MLP(context, count, hidden, activation=activation) if context else Constant(count)
+        else:
+            self.network = MaskedMLP(inputs, outputs, context, hidden, activation=activation)
 
     def extra_repr(self) -> str:
         return f"order {self._order_list}"
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         x = x.index_select(0, self._order)
-        if self.free:
-            raw = self.network(x)
-        else:
-            raw = self.network(self._inputs(x), self._context(x, context, mask))
+        context = self._context(x, context, mask)
+        alone = (x if context is None else context,)
+        raw = self.network(*alone if self.features == 1 else (self._inputs(x), context))
         rows = x.index_select(0, self._by_group) if self._regroup else x
         y, ladj = mapped(self.groups, rows, raw.to(x.dtype), inverse=False)
         if self._regroup:
@@ -81,16 +81,16 @@ class Autoregressive(Layer):
         return y.index_select(0, self._restore), ladj.sum(0)
 
     def inverse(self, z: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.free:
-            raw = self.network(z).to(z.dtype)
-            x, ladj = self._map_of[0](z, raw.unsqueeze(1), inverse=True)
-            return x, ladj.sum(0)
-        steps = self.network.start(self._context(z, context, mask), z.shape[1])
+        context = self._context(z, context, mask)
+        if self.features == 1:
+            only = self.network(z if context is None else context).unsqueeze(1)
+        else:
+            steps = self.network.start(context, z.shape[1])
         known: list[Tensor] = []
         total = z.new_zeros(z.shape[1])
         previous: Tensor | None = None
         for position, feature in enumerate(self._order_list):
-            parameters = steps.step(position, previous).to(z.dtype)
+            parameters = (steps.step(position, previous) if self.features > 1 else only).to(z.dtype)
             x, ladj = self._map_of[position](z[feature : feature + 1], parameters, inverse=True)
             if mask is not None:
                 present = mask[feature : feature + 1]

@@ -57,9 +57,7 @@ class Spline(Elementwise):
             return rational_quadratic(x, parameters, bound=self.bound, inverse=inverse, compiled=self.compiled)
         raw, shift = parameters[:-1], parameters[-1]
         start = self._wrap(x - shift if inverse else x)
-        y, ladj = rational_quadratic(
-            start, raw, bound=self.bound, circular=True, inverse=inverse, compiled=self.compiled
-        )
+        y, ladj = rational_quadratic(start, raw, bound=self.bound, circular=True, inverse=inverse, compiled=self.compiled)
         return (y if inverse else self._wrap(y + shift)), ladj
 
     def _wrap(self, x: Tensor) -> Tensor:

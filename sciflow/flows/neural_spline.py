@@ -89,7 +89,10 @@ class NeuralSplineFlow(LayeredFlow):
         line = [feature for feature in range(features) if feature not in circles]
         self.layers.extend(
             hyper_layers(
-                [(Spline(bins, bound, compiled=compile), line), (Spline(bins, bound, circular=True, compiled=compile), [*circles])],
+                [
+                    (Spline(bins, bound, compiled=compile), line),
+                    (Spline(bins, bound, circular=True, compiled=compile), [*circles]),
+                ],
                 kind=kind,
                 transforms=transforms,
                 context=self.encoder.features,

@@ -46,7 +46,7 @@ def hyper_layers(
         raise UserError(f"kind is {kind!r}; it must be 'coupling' or 'autoregressive'")
     least = 2 if kind == "coupling" and features > 1 else 1
     if transforms < least:
-        raise UserError(f"transforms={transforms} leaves features unmapped: {kind} needs at least {least} for {features} features")
+        raise UserError(f"transforms={transforms} leaves features unmapped; {kind} flows need at least {least}")
     _check_mixing(mixing, maskable=maskable, circles=circles, base=base)
     options = {"hidden": hidden, "activation": activation, "maskable": maskable, "circles": circles}
     layers: list[Layer] = []

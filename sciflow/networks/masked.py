@@ -56,7 +56,10 @@ class MaskedMLP(nn.Module):
         degrees = positions - lowest
         for width in hidden:
             if width < degrees:
-                raise UserError(f"a hidden layer of width {width} cannot serve {degrees} degrees; give a width of at least {degrees}")
+                raise UserError(
+                    f"a hidden layer of width {width} cannot serve {positions} features in sequence; "
+                    f"give a width of at least {degrees}"
+                )
         self.positions, self.context = positions, context
         self.activation, self.scale = activation, scale
         self._activate = activation_of(activation)

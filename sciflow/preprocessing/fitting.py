@@ -15,6 +15,8 @@ from sciflow.preprocessing.statistics import quantile
 
 __all__ = ["FittedCurve", "check", "fit_curve"]
 
+GAP = 0.02
+
 
 class FittedCurve(NamedTuple):
     """Numbers of one column, in its physical units."""
@@ -25,6 +27,7 @@ class FittedCurve(NamedTuple):
     ceiling: float
     gap: float
     width: float
+    least: float
 
 
 def check(columns: Sequence[Column], x: Tensor, weight: Tensor, present: Tensor) -> None:
@@ -81,7 +84,7 @@ def fit_curve(column: Column, values: Tensor, weight: Tensor, *, uniform: bool) 
         origin, span = lower - extra, upper - lower + 2 * extra
         floor, ceiling = origin + (least - origin) / 10, origin + span - (origin + span - most) / 10
     if column.point_mass is None:
-        return FittedCurve(origin, span, floor, ceiling, 0.0, 1.0)
+        return FittedCurve(origin, span, floor, ceiling, 0.0, 1.0, least)
     if column.transform == "none":
         near = 0 <= least - column.point_mass < spread
         floor = column.point_mass if near else least - 0.01 * spread
@@ -99,7 +102,7 @@ def fit_curve(column: Column, values: Tensor, weight: Tensor, *, uniform: bool) 
     width = probability / height * (1.0 if uniform else 2.0)
     width = min(max(width, 0.5 * deviation), 6 * deviation)
     slope = float(torch.tensor(log_slope).exp())
-    return FittedCurve(origin, span, floor, ceiling, 0.02 * deviation / slope, width / slope)
+    return FittedCurve(origin, span, floor, ceiling, GAP * deviation / slope, width / slope, least)
 
 
 def _continuum(column: Column, values: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Preprocessing(nn.Module, Recorded):
     mean: Tensor
     scale: Tensor
     mass: Tensor
+    edge: Tensor
+    least: Tensor
     gap: Tensor
     width: Tensor
 
@@ -66,6 +68,7 @@ class Preprocessing(nn.Module, Recorded):
         masses = [float("nan") if column.point_mass is None else column.point_mass for column in self.columns]
         self.register_buffer("mass", torch.tensor(masses, dtype=torch.float64), persistent=False)
         self.register_buffer("edge", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("least", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("gap", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("width", torch.ones(size, dtype=torch.float64))
         infinity = float("inf")
@@ -109,7 +112,7 @@ class Preprocessing(nn.Module, Recorded):
             fitted = fit_curve(column, x[present[:, j], j], weight[present[:, j]], uniform=self.noise == "uniform")
             self.curves.origin[j], self.curves.span[j] = fitted.origin, fitted.span
             self.curves.floor[j], self.curves.ceiling[j] = fitted.floor, fitted.ceiling
-            self.edge[j], self.gap[j], self.width[j] = fitted.floor, fitted.gap, fitted.width
+            self.edge[j], self.gap[j], self.width[j], self.least[j] = fitted.floor, fitted.gap, fitted.width, fitted.least
         u, _ = self.curves(self.dequantise(x, torch.arange(len(x), device=x.device), mask=mask))
         for j, column in enumerate(self.columns):
             rows = present[:, j] & (weight > 0)
@@ -144,9 +147,12 @@ class Preprocessing(nn.Module, Recorded):
         return y if mask is None else torch.where(mask, y, 0.0)
 
     def quantise(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (N, D): whatever lies below the middle of the gap becomes the exact value, bounds are kept."""
-        x = torch.minimum(torch.maximum(y, torch.where(self.mass == self.mass, self.edge, self.lower)), self.upper)
-        x = torch.where(y < self.edge - self.gap / 2, torch.where(self.mass == self.mass, self.mass, x), x)
+        """x (N, D): what lies below the middle of the gap becomes the exact value, what lies above it the least value of the
+        continuum; bounds are kept."""
+        has_mass = self.mass == self.mass
+        x = torch.minimum(torch.maximum(y, self.lower), self.upper)
+        x = torch.where(has_mass & (y < self.edge), self.least, x)
+        x = torch.where(has_mass & (y < self.edge - self.gap / 2), self.mass, x)
         return x if mask is None else torch.where(mask, x, 0.0)
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,10 @@ class Constrained(Objective):
 
     With h_k = (C_k - eps_k) / scale_k the loss is the augmented Lagrangian without slack variables
 
-        f + sum_k [max(0, a_k + d h_k)^2 - a_k^2] / (2 d),        a_k <- max(0, a_k + rate * h_k) after each step;
+        f + sum_k [max(0, a_k + d h_k)^2 - a_k^2] / (2 d),        a_k <- max(0, a_k + rate * clip(h_k, -1, 1)) after each step;
 
-    for equalities a_k h_k + d h_k^2 / 2 and a_k of either sign. At the optimum lambda_k = a_k / scale_k = -df*/d eps_k
+    for equalities a_k h_k + d h_k^2 / 2 and a_k of either sign. In the force max(0, a_k + d h_k) h_k is a running mean over
+    the batches before (see `smoothing`). At the optimum lambda_k = a_k / scale_k = -df*/d eps_k
     is the price of the tolerance: relaxing it by one unit lowers the loss by lambda_k.
 
     The multipliers are buffers with their own update: no optimiser, learning-rate schedule or weight decay sees them.
@@ -32,9 +33,11 @@ class Constrained(Objective):
 
     Arguments:
         objective: what is minimised.
-        constraints: what has to hold. C_k is computed on batches; a statistic that is biased on few rows needs large ones.
+        constraints: what has to hold. C_k is computed on batches: a statistic that is biased on few rows needs large
+            ones, and so does a tolerance (scale) far below the batch-to-batch noise (see `report`).
         rate: of the multiplier ascent, per optimiser step.
         damping: d; does not move the optimum, suppresses oscillation (rate < learning speed * d^2 / 4).
+        smoothing: weight of the past in the running mean of C_k in the force, 0.9 for about ten batches.
         margin: violations up to margin * scale count as none when the best epoch is chosen.
 
     Sources: Constrained differential optimization (Platt and Barr, 1987); Transforming simulation to data without
@@ -53,6 +56,7 @@ class Constrained(Objective):
     _floor: Tensor
     values: Tensor
     recent: Tensor
+    spread: Tensor
     steps: Tensor
 
     def __init__(
@@ -61,8 +65,8 @@ class Constrained(Objective):
         constraints: Sequence[Constraint],
         *,
         rate: float = 0.02,
-        damping: float = 2.0,
-        smoothing: float | None = 0.9,
+        damping: float = 1.0,
+        smoothing: float = 0.9,
         margin: float = 0.02,
     ) -> None:
         super().__init__()
@@ -71,8 +75,10 @@ class Constrained(Objective):
             raise UserError(
                 f"the constraints are named {', '.join(names) or 'nothing'}: give at least one, each with a name of its own"
             )
-        if not (rate > 0 and damping > 0 and margin >= 0):
-            raise UserError(f"rate={rate}, damping={damping}, margin={margin}: give positive numbers")
+        if not (rate > 0 and damping > 0 and margin >= 0 and 0 <= smoothing < 1):
+            raise UserError(
+                f"rate={rate}, damping={damping}, margin={margin}, smoothing={smoothing}: give positive ones, smoothing < 1"
+            )
         self.objective, self.constraints = objective, tuple(constraints)
         self.smoothing = smoothing
         self.rate, self.damping, self.margin = rate, damping, margin
@@ -88,8 +94,8 @@ class Constrained(Objective):
         self.register_buffer("_floor", fixed([-math.inf if e else 0.0 for e in equal]), persistent=False)
         for name in ("multipliers", "averages"):
             self.register_buffer(name, torch.zeros(len(sides), dtype=torch.float64))
-        self.register_buffer("values", torch.zeros(len(self.constraints), dtype=torch.float64))
-        self.register_buffer("recent", torch.zeros(len(self.constraints), dtype=torch.float64))
+        for name in ("values", "recent", "spread"):
+            self.register_buffer(name, torch.zeros(len(self.constraints), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._last: Tensor | None = None
 
@@ -103,14 +109,12 @@ class Constrained(Objective):
         if self.training:
             self._last = values.detach()
         h = (values[self._which] - self._bound) * self._factor
-        if self.smoothing is None:
-            pull = torch.maximum(self.multipliers + self.damping * h, self._floor)
-            term = (pull.square() - self.multipliers.square()).sum() / (2 * self.damping)
-        else:
-            before = torch.where(self.steps == 0, values.detach(), self.recent)
-            past = (before[self._which] - self._bound) * self._factor
-            pull = torch.maximum(self.multipliers + self.damping * past, self._floor)
-            term = (pull.square() - self.multipliers.square()).sum() / (2 * self.damping) + (pull * (h - h.detach())).sum()
+        # the force uses values of earlier batches only: with its own batch's, the noise of h and of its gradient would be
+        # correlated, which shifts the optimum and the multiplier by the variance of C
+        before = torch.where(self.steps == 0, values.detach(), self.recent)
+        past = (before[self._which] - self._bound) * self._factor
+        pull = torch.maximum(self.multipliers + self.damping * past, self._floor)
+        term = (pull.square() - self.multipliers.square()).sum() / (2 * self.damping) + (pull * (h - h.detach())).sum()
         term = term.to(found.dtype)
         return term if inner is None else inner + term
 
@@ -120,14 +124,16 @@ class Constrained(Objective):
         self.objective.after_step()
         if self._last is None:
             return
-        h = (self._last[self._which] - self._bound) * self._factor
+        # far from feasible the damping does the work: a multiplier that summed large violations would take an age to come down
+        h = ((self._last[self._which] - self._bound) * self._factor).clamp(-1.0, 1.0)
         self.multipliers.copy_(torch.maximum(self.multipliers + self.rate * h, self._floor))
         # averages over about the last tenth of the steps: batches fluctuate
         share = 10.0 / (self.steps.double() + 10.0)
         self.averages.lerp_(self.multipliers, share)
         self.values.lerp_(self._last, torch.where(self.steps == 0, torch.ones_like(share), share))
-        if self.smoothing is not None:
-            self.recent.copy_(torch.where(self.steps == 0, self._last, self.smoothing * self.recent + (1 - self.smoothing) * self._last))
+        first = torch.as_tensor(self.steps == 0)
+        self.spread.lerp_((self._last - torch.where(first, self._last, self.recent)).square(), share)
+        self.recent.copy_(torch.where(first, self._last, self.smoothing * self.recent + (1 - self.smoothing) * self._last))
         self.steps += 1
         self._last = None
 
@@ -141,7 +147,7 @@ class Constrained(Objective):
         return self.objective.merit(loss, measured) + 1e6 * excess
 
     def report(self) -> dict[str, Any]:
-        """Per constraint: value (running mean), slack, whether it holds, price now and its running mean."""
+        """Per constraint: value (running mean), its noise from batch to batch, slack, price now and its running mean."""
         found: dict[str, Any] = {}
         prices, means = (self._factor.abs() * m for m in (self.multipliers, self.averages))
         for k, (constraint, value) in enumerate(zip(self.constraints, self.values.tolist(), strict=True)):
@@ -152,6 +158,7 @@ class Constrained(Objective):
             slack = -distance if distance else min(value - constraint.lower, constraint.upper - value)
             found[constraint.name] = {
                 "bound": repr(constraint), "unit": constraint.unit, "value": value, "slack": slack,
+                "noise": self.spread[k].sqrt().item(), "noisy": bool(self.spread[k].sqrt() > constraint.scale),
                 "holds": distance <= self.margin * constraint.scale,
                 "side": "" if len(sides) == 1 else ("upper" if self._factor[side] > 0 else "lower"),
                 "multiplier": prices[side].item(), "multiplier_mean": means[side].item(),
@@ -169,6 +176,7 @@ class Constrained(Objective):
             lines.append(
                 f"{entry['bound']}: {entry['value']:.5g}, slack {entry['slack']:.3g}, {state}; "
                 f"{what} by 1 {unit} {effect}".replace("  ", " ")
+                + (f"; noise of a batch {entry['noise']:.2g}: larger batches or scale needed" if entry["noisy"] else "")
             )
         return "\n".join(lines)
 

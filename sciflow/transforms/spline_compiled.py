@@ -16,15 +16,24 @@ from sciflow.transforms.spline_function import slopes
 __all__ = ["backward_compiled", "forward_compiled"]
 
 
-def forward_compiled(x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool) -> tuple[Tensor, Tensor]:
+def forward_compiled(x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool) -> tuple[Tensor, Tensor, tuple[()]]:
+    """y and log |dy/dx|; the backward keeps nothing."""
     run = _compiled(False, parameters.shape[0], x.dtype, bound, circular, inverse)
     y, ladj = _guarded(run, _flat(x), _columns(parameters))
-    return y.view(x.shape), ladj.view(x.shape)
+    return y.view(x.shape), ladj.view(x.shape), ()
 
 
 def backward_compiled(
-    x: Tensor, parameters: Tensor, grad_y: Tensor, grad_ladj: Tensor, bound: float, circular: bool, inverse: bool
+    x: Tensor,
+    parameters: Tensor,
+    grad_y: Tensor,
+    grad_ladj: Tensor,
+    kept: tuple[()],
+    bound: float,
+    circular: bool,
+    inverse: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The gradients by x and by the parameters, everything computed again from these."""
     run = _compiled(True, parameters.shape[0], x.dtype, bound, circular, inverse)
     grad_x, grad = _guarded(run, _flat(x), _columns(parameters), _flat(grad_y), _flat(grad_ladj))
     return grad_x.view(x.shape), grad.view(parameters.shape)

@@ -30,7 +30,7 @@ class Bin(NamedTuple):
 
 def bins_of(parameters: Tensor, circular: bool) -> int:
     """The number of bins K behind 3K-1 (line) or 3K (circle) rows of parameters."""
-    bins, rest = divmod(parameters.shape[0] + (not circular), 3)
+    bins, rest = divmod(int(parameters.shape[0]) + (not circular), 3)
     if rest or bins < 1:
         kind, form = ("circle", "3K") if circular else ("line", "3K-1")
         raise ValueError(f"a spline on the {kind} takes parameters ({form}, *x.shape), got {tuple(parameters.shape)}")
@@ -96,9 +96,9 @@ def plain(x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: 
     """The whole map by operations that torch differentiates to any order, vectorises, traces and exports."""
     bins = bins_of(parameters, circular)
     smallest = SMALLEST_BIN / bins
-    shares = parameters[: 2 * bins].unflatten(0, (2, bins)).softmax(1)
+    shares = parameters[: 2 * bins].reshape(2, bins, *x.shape).softmax(1)
     sizes = shares * (2 * bound * (1 - SMALLEST_BIN)) + 2 * bound * smallest
-    edges = torch.nn.functional.pad(sizes[:, :-1].movedim(1, -1), (1, 0)).movedim(-1, 1).cumsum(1) - bound
+    edges = torch.cat([torch.zeros_like(sizes[:, :1]), sizes[:, :-1]], 1).cumsum(1) - bound
     raw = parameters[2 * bins :]
     if circular:
         raw = torch.cat([raw, raw[:1]])

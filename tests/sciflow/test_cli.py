@@ -55,6 +55,10 @@ def lines():
         click.echo(number)
 
 @toy.command()
+def buffered():
+    sys.stdout.write("a line that is flushed at the end")
+
+@toy.command()
 @click.argument("target", type=Path)
 def slow(target):
     temporary = target.with_name(target.name + ".tmp-1")
@@ -219,6 +223,15 @@ def test_a_closed_pipe_is_quiet(toy):
     process.wait(timeout=30)
 
 
+def test_a_pipe_that_is_closed_before_the_last_flush_is_quiet(toy):
+    read, write = os.pipe()
+    os.close(read)
+    code = "from sciflow.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, "toy", "buffered"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert process.communicate(timeout=30)[1] == ""
+
+
 def test_a_broken_domain_does_not_break_the_help(tmp_path, monkeypatch, capsys):
     (tmp_path / "sciflow_wreck.py").write_text("raise RuntimeError('needs CUDA 3')\n")
     information = tmp_path / "sciflow_wreck-1.0.dist-info"
@@ -263,6 +276,14 @@ def test_data_verify_reports_a_wrong_file(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out.split()[:2] == ["uproot_hzz", "wrong"]
     assert "wrong or absent: uproot_hzz" in captured.err
+
+
+def test_data_verify_of_an_absent_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SCIFLOW_DATA", str(tmp_path))
+    monkeypatch.setattr("sciflow.datasets.cache_folder", lambda: tmp_path / "cache")
+    assert run(["data", "verify"]) == 0
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"absent"}
+    assert run(["data", "verify", "uproot_hzz"]) == 2
 
 
 @pytest.mark.data

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +44,12 @@ class CsvSource(Source):
                 for line in file:
                     if line.strip():
                         self.entries, last = self.entries + 1, line
-            self.names = self._split(self.header)
+            self.names, fields = self._split(self.header), len(self._split(last))
         except (OSError, UnicodeDecodeError) as error:
             raise broken(path, "CSV", error) from error
         if len(set(self.names)) < len(self.names) or not all(self.names):
             raise UserError(f"{path}: the header names a column twice or not at all: {', '.join(self.names)[:200]}")
         self._check()
-        fields = len(self._split(last))
         if fields < len(self.names):
             raise UserError(f"{path}: truncated: the last row, {self.entries - 1}, has {fields} of {len(self.names)} fields")
 
@@ -62,13 +63,13 @@ class CsvSource(Source):
 
     @functools.cached_property
     def kinds(self) -> dict[str, str]:
-        """The type of every column over the whole file (one pass): "int64", "float64" or "str"."""
-        rank = {"i": 0, "u": 0, "f": 1}
-        highest = dict.fromkeys(self.names, 0)
+        """The type of every column over the whole file (one pass): "bool", "int64", "float64" or "str"."""
+        seen: dict[str, set[str]] = {name: set() for name in self.names}
         for first, lines in self.lines(0, self.entries, 50_000):
             for name, column in self.parse(lines, self.names, first).items():
-                highest[name] = max(highest[name], rank.get(column.dtype.kind, 2))
-        return {name: ("int64", "float64", "str")[level] for name, level in highest.items()}
+                seen[name].add(column.dtype.kind)
+        types = {"b": "bool", "i": "int64", "f": "float64", "fi": "float64"}
+        return {name: types.get("".join(sorted(kinds)), "str") for name, kinds in seen.items()}
 
     def lines(self, start: int, stop: int, step: int) -> Iterator[tuple[int, list[bytes]]]:
         """(first entry, the lines themselves) of consecutive slices."""
@@ -94,15 +95,18 @@ class CsvSource(Source):
         """Columns of some lines, of the given types or of those they look like."""
         import pandas as pd
 
+        self._count_fields(lines, first)
         if not names:
             return {}
         try:
-            frame = pd.read_csv(
-                io.BytesIO(self.header + b"".join(lines)), usecols=list(names), float_precision="round_trip", low_memory=False,
-                index_col=False, na_values=[""], keep_default_na=False,
-                dtype=None if kinds is None else {name: kind for name, kind in kinds.items() if kind == "str"},
-            )  # fmt: skip
-        except (ValueError, UnicodeDecodeError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a line with too many fields
+                frame = pd.read_csv(
+                    io.BytesIO(b"".join(lines)), header=None, names=self.names, usecols=list(names), low_memory=False,
+                    index_col=False, na_values=[""], keep_default_na=False, skipinitialspace=True, **_exact(pd.__version__),
+                    dtype=None if kinds is None else {name: kind for name, kind in kinds.items() if kind == "str"},
+                )  # fmt: skip
+        except (ValueError, UnicodeDecodeError, pd.errors.ParserWarning) as error:
             raise broken(self.path, "CSV", error) from error
         if len(frame) != len(lines):
             raise UserError(f"{self.path}: a field between rows {first} and {first + len(lines)} holds a line break")
@@ -117,9 +121,22 @@ class CsvSource(Source):
                 columns[name] = column if kinds is None else column.astype(kinds[name])
         return columns
 
+    def _count_fields(self, lines: list[bytes], first: int) -> None:
+        """pandas fills short lines up and says nothing about long ones whose end is not used."""
+        commas = len(self.names) - 1
+        for row, line in enumerate(lines, first):
+            if line.count(b",") != commas and (b'"' not in line or len(self._split(line)) != len(self.names)):
+                raise UserError(f"{self.path}: row {row} has {len(self._split(line))} of {len(self.names)} fields: {line[:60]!r}")
+
     @staticmethod
     def _split(line: bytes) -> list[str]:
-        return [field.strip() for field in next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]), [])]
+        return [field.strip() for field in next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], skipinitialspace=True), [])]
+
+
+def _exact(version: str) -> dict[str, Any]:
+    """Parse to the nearest float64: the default of pandas since 3.1, where the option is deprecated."""
+    major, minor = (int(number) for number in version.split(".")[:2])
+    return {} if (major, minor) >= (3, 1) else {"float_precision": "round_trip"}
 
 
 def _texts(values: list) -> np.ndarray:

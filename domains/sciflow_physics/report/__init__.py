@@ -1,6 +1,6 @@
 """The closure report: is the corrected simulation distributed like the data?"""
 
-from sciflow_physics.report.closure import closure
+from sciflow_physics.report.assemble import closure
 from sciflow_physics.report.measure import Measurements, measure
 from sciflow_physics.report.verdict import certify
 

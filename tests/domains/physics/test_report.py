@@ -192,7 +192,7 @@ def test_an_interrupted_report_leaves_no_verdict(simulation, data, tmp_path, mon
             raise KeyboardInterrupt
         return path
 
-    monkeypatch.setattr("sciflow_physics.report.closure.write_figure", interrupted)
+    monkeypatch.setattr("sciflow_physics.report.assemble.write_figure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         closure(simulation, truth_for(simulation), data, ROLES, folder=tmp_path, **FAST)
     assert list(tmp_path.iterdir()) == []

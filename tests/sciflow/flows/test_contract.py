@@ -36,8 +36,8 @@ def zuko_flow(name: str, **keywords: Any) -> Flow:
 def nflows_instance() -> Flow:
     from nflows.distributions.normal import StandardNormal
     from nflows.flows.base import Flow as NFlow
-    from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
     from nflows.nn.nets import ResidualNet
+    from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
 
     def network(inputs: int, outputs: int) -> torch.nn.Module:
         return ResidualNet(inputs, outputs, hidden_features=12, context_features=2, num_blocks=1)
@@ -59,7 +59,8 @@ CASES = {
     "coupling": Case(lambda: NeuralSplineFlow(3, 2, **SMALL)),
     "coupling, unconditional": Case(lambda: NeuralSplineFlow(4, **SMALL | {"transforms": 5}), condition=0),
     "coupling, dict": Case(
-        lambda: NeuralSplineFlow(3, {"pt": 1, "image": {"pixels": (2, 2)}}, **SMALL), condition={"pt": 1, "image": {"pixels": (2, 2)}}
+        lambda: NeuralSplineFlow(3, {"pt": 1, "image": {"pixels": (2, 2)}}, **SMALL),
+        condition={"pt": 1, "image": {"pixels": (2, 2)}},
     ),
     "coupling, one feature": Case(lambda: NeuralSplineFlow(1, 2, **SMALL)),
     "coupling, one feature, unconditional": Case(lambda: NeuralSplineFlow(1, **SMALL), condition=0),
@@ -69,13 +70,19 @@ CASES = {
     "coupling, all circular": Case(lambda: NeuralSplineFlow(3, 2, circular=(0, 1, 2), **SMALL)),
     "coupling, lu": Case(lambda: NeuralSplineFlow(3, 2, mixing="lu", **SMALL)),
     "coupling, orthogonal": Case(lambda: NeuralSplineFlow(3, 2, mixing="orthogonal", activation="silu", **SMALL)),
-    "coupling, heavy tails": Case(lambda: NeuralSplineFlow(3, 2, base=StudentT(3, [2.0, 5.0, float("inf")], trainable=True), **SMALL)),
+    "coupling, heavy tails": Case(
+        lambda: NeuralSplineFlow(3, 2, base=StudentT(3, [2.0, 5.0, float("inf")], trainable=True), **SMALL)
+    ),
     "coupling, mixture": Case(lambda: NeuralSplineFlow(3, 2, base=Mixture(3, 2), **SMALL)),
     "autoregressive": Case(lambda: NeuralSplineFlow(3, 2, kind="autoregressive", **SMALL)),
     "autoregressive, unconditional": Case(lambda: NeuralSplineFlow(4, kind="autoregressive", **SMALL), condition=0),
     "autoregressive, one feature": Case(lambda: NeuralSplineFlow(1, 2, kind="autoregressive", **SMALL)),
-    "autoregressive, one feature, unconditional": Case(lambda: NeuralSplineFlow(1, kind="autoregressive", **SMALL), condition=0),
-    "autoregressive, maskable": Case(lambda: NeuralSplineFlow(3, 2, kind="autoregressive", maskable=True, **SMALL), masked=True),
+    "autoregressive, one feature, unconditional": Case(
+        lambda: NeuralSplineFlow(1, kind="autoregressive", **SMALL), condition=0
+    ),
+    "autoregressive, maskable": Case(
+        lambda: NeuralSplineFlow(3, 2, kind="autoregressive", maskable=True, **SMALL), masked=True
+    ),
     "autoregressive, circular": Case(lambda: NeuralSplineFlow(3, 2, kind="autoregressive", circular=(1,), **SMALL)),
     "affine": Case(lambda: MaskedAffineFlow(3, 2, **AFFINE)),
     "affine, maskable, mixture": Case(lambda: MaskedAffineFlow(3, 2, maskable=True, base=Mixture(3, 2), **AFFINE), masked=True),
@@ -177,7 +184,7 @@ def test_inverse_and_agreement_of_densities(case: Case) -> None:
 
 
 def test_log_determinant_is_that_of_the_jacobian(case: Case) -> None:
-    flow, condition, mask, distribution = bound(case)
+    flow, _, mask, distribution = bound(case)
     x = values(distribution) if distribution.batch_shape else values(distribution, ROWS)
     context = distribution.context
     for map_ in (flow.to_latent, flow.to_data):
@@ -200,8 +207,7 @@ def test_a_gradient_reaches_every_parameter(case: Case, direction: str) -> None:
     loss.backward()
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        if not (name.startswith("encoder") or parameter.numel() == 0):
-            assert parameter.grad.abs().max() > 0, name
+        assert parameter.grad.abs().max() > 0, name
 
 
 def test_gradients_agree_with_finite_differences(case: Case) -> None:
@@ -210,7 +216,7 @@ def test_gradients_agree_with_finite_differences(case: Case) -> None:
     A mixture's draws jump from component to component, so their pathwise gradient is no derivative of the draw itself;
     it is checked against expectations in the tests of the bases.
     """
-    flow, _, mask, distribution = bound(case)
+    flow, _, _, distribution = bound(case)
     x = values(distribution, 3)
     uniform = torch.rand(*(3, *distribution.batch_shape), distribution.uniforms)
     directions = [torch.randn_like(parameter) for parameter in flow.parameters()]
