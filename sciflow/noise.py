@@ -32,6 +32,8 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor | int]) -> tuple[Tens
     """
     a, b, c, d = counter
     k0, k1 = key
+    shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key) if isinstance(word, Tensor)))
+    a, c = a.expand(shape), c.expand(shape)
     for round_number in range(10):
         if round_number:
             k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD

@@ -106,7 +106,7 @@ class Transport(nn.Module, Recorded):
         dtype = next(flow.parameters()).dtype
         z, context = z.to(dtype), context.to(dtype)
         if self.method == "switch":
-            switch = torch.ones_like(context[:, :1])  # no len(): exported graphs keep the batch open
+            switch = torch.ones_like(z[:, :1])  # no len(): exported graphs keep the batch open
             latent, ladj = flow.to_latent(z, torch.cat([context, -switch], 1), mask)
             density = flow.base.log_prob(latent, None, mask) + ladj
             mapped, _ = flow.to_data(latent, torch.cat([context, switch], 1), mask)

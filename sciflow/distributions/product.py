@@ -24,6 +24,8 @@ class Product(Base):
     (torch.Size([3]), 3)
     """
 
+    _restore: Tensor
+
     def __init__(self, bases: Sequence[Base], features: Sequence[Sequence[int]]) -> None:
         super().__init__()
         members = [list(group) for group in features]
@@ -43,17 +45,21 @@ class Product(Base):
         self.register_buffer("_restore", torch.tensor(order).argsort(), persistent=False)
 
     @property
+    def _parts(self) -> list[Base]:
+        return list(self.bases)  # type: ignore[arg-type]
+
+    @property
     def uniforms(self) -> int:
-        return sum(base.uniforms for base in self.bases)  # type: ignore[misc]
+        return sum(base.uniforms for base in self._parts)
 
     def extra_repr(self) -> str:
         return f"features={self.members}"
 
     def from_uniform(self, uniform: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        shares = uniform.split([base.uniforms for base in self.bases], dim=1)  # type: ignore[misc]
+        shares = uniform.split([base.uniforms for base in self._parts], dim=1)
         parts = [
             base.from_uniform(share, context, None if mask is None else mask[:, group])
-            for base, share, group in zip(self.bases, shares, self.members, strict=True)
+            for base, share, group in zip(self._parts, shares, self.members, strict=True)
         ]
         return torch.cat(parts, dim=1).index_select(1, self._restore)
 
@@ -68,13 +74,13 @@ class Product(Base):
     ) -> Tensor:
         parts = [
             base.rsample(rows, context, None if mask is None else mask[:, group], device=device, dtype=dtype)
-            for base, group in zip(self.bases, self.members, strict=True)
+            for base, group in zip(self._parts, self.members, strict=True)
         ]
         return torch.cat(parts, dim=1).index_select(1, self._restore)
 
     def log_prob(self, z: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         terms = [
             base.log_prob(z[:, group], context, None if mask is None else mask[:, group])
-            for base, group in zip(self.bases, self.members, strict=True)
+            for base, group in zip(self._parts, self.members, strict=True)
         ]
         return torch.stack(terms).sum(0)

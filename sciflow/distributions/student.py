@@ -41,6 +41,8 @@ class StudentT(Base):
     """
 
     heavy_tailed = True
+    finite: Tensor
+    log_degrees: Tensor
 
     def __init__(self, features: int, degrees: float | Sequence[float] = 5.0, *, trainable: bool = False) -> None:
         super().__init__()

@@ -23,6 +23,9 @@ class BoxUniform(Base):
     tensor([-0.6931,    -inf])
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, low: Sequence[float], high: Sequence[float]) -> None:
         super().__init__()
         if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):

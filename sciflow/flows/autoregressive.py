@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sciflow.flows.coupling import mapped
 from sciflow.flows.elementwise import Elementwise
@@ -27,6 +28,12 @@ class Autoregressive(Layer):
 
     Source: Masked Autoregressive Flow for Density Estimation, Papamakarios et al. 2017, arXiv 1705.07057.
     """
+
+    network: Any
+    _order: Tensor
+    _restore: Tensor
+    _by_group: Tensor
+    _ungroup: Tensor
 
     def __init__(
         self,
@@ -59,7 +66,7 @@ class Autoregressive(Layer):
         inputs = [1 if rate is None else 2 for rate in self._rates_of]
         if self.features == 1:  # nothing before it: an ordinary network of the context, or free parameters
             count = outputs[0][0]
-            self.network: nn.Module = MLP(context, count, hidden, activation=activation) if context else Constant(count)
+            self.network = MLP(context, count, hidden, activation=activation) if context else Constant(count)
         else:
             self.network = MaskedMLP(inputs, outputs, context, hidden, activation=activation)
 

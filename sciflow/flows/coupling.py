@@ -29,6 +29,10 @@ class Coupling(Layer):
     Source: Density estimation using Real NVP, Dinh et al. 2016, arXiv 1605.08803.
     """
 
+    _order: Tensor
+    _restore: Tensor
+    _rates: Tensor
+
     def __init__(
         self,
         kept: Sequence[int],

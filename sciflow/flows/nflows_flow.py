@@ -99,6 +99,8 @@ class _Embedded(Encoder):
 class _NflowsBase(Base):
     """The base of an nflows flow."""
 
+    distribution: Any
+
     def __init__(self, distribution: nn.Module) -> None:
         super().__init__()
         self.distribution = distribution

@@ -175,7 +175,8 @@ class _Columns:
         self.capacity, self.rows, self.filled = capacity, rows, 0
         self._blocks: list[Tensor] = []
         self._buffer: Tensor | None = None
-        self._in_place = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap: some blocks are batched, some not
+        self._in_place = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed)
 
     def append(self, block: Tensor) -> None:
         if not self._in_place:

@@ -73,8 +73,9 @@ def fit_curve(column: Column, values: Tensor, weight: Tensor, *, uniform: bool) 
         bottom = 0.0 if column.lower is None else column.lower
         shift = column.shift
         if shift is None:
-            # with a point mass the curve must reach the bound itself: soften it there, on the scale of the lower values
-            shift = 0.0 if column.point_mass is None else max(quantile(continuum, mass, (0.2,)).item() - bottom, 1e-3 * spread)
+            # with a point mass the curve must reach the bound itself; softened on the scale of the typical value, the density
+            # beside the band is flat, and the flow has no notch to learn there
+            shift = 0.0 if column.point_mass is None else max(middle - bottom, 1e-3 * spread)
         origin = bottom - shift
         floor = bottom if shift > 0 else origin + (least - origin) / 10
         ceiling = origin + 10 * (most - origin)
@@ -86,19 +87,19 @@ def fit_curve(column: Column, values: Tensor, weight: Tensor, *, uniform: bool) 
     if column.point_mass is None:
         return FittedCurve(origin, span, floor, ceiling, 0.0, 1.0, least)
     if column.transform == "none":
-        near = 0 <= least - column.point_mass < spread
-        floor = column.point_mass if near else least - 0.01 * spread
+        adjacent = 0 <= least - column.point_mass < spread
+        floor = column.point_mass if adjacent else least - 0.01 * spread
     elif column.transform != "log" or floor != column.lower:
         floor = origin + 0.9 * (least - origin)
     curve = Curves([column.transform])
     curve.origin[0], curve.span[0], curve.floor[0], curve.ceiling[0] = origin, span, floor, ceiling
     curve = curve.to(continuum.device)
     edge, log_slope = (float(entry) for entry in curve(torch.tensor([[floor]], dtype=torch.float64, device=continuum.device)))
-    left, lower_quarter, right = quantile(curve(continuum[:, None])[0][:, 0], mass, (0.16, 0.25, 0.84)).tolist()
+    left, near, right = quantile(curve(continuum[:, None])[0][:, 0], mass, (0.16, 0.15, 0.84)).tolist()
     deviation = (right - left) / 2 or 1.0
     probability = float(weight[~heavy].sum() / weight.sum())
-    # as wide as makes the density of the band meet that of the continuum's lower quarter: no step for the flow to learn
-    height = 0.25 * (1 - probability) / max(lower_quarter - edge, 1e-3 * deviation)
+    # as wide as makes the density of the band meet that of the lowest 15 % of the continuum: no step for the flow to learn
+    height = 0.15 * (1 - probability) / max(near - edge, 1e-3 * deviation)
     width = probability / height * (1.0 if uniform else 2.0)
     width = min(max(width, 0.5 * deviation), 6 * deviation)
     slope = float(torch.tensor(log_slope).exp())

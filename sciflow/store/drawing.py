@@ -163,8 +163,7 @@ def _values(origin: Source, seed: int, stream: int, first: int, last: int) -> di
     if bad:
         _log.warning("draws %d to %d: the log-density of %d is not finite", first, last - 1, bad)
     if origin.quantise is not None:
-        rows = origin.quantise(x.reshape(-1, *origin.event_shape))
-        x = rows.reshape(x.shape)
+        x = origin.quantise(x)
     return {"x": numpy_of(x)[None], "log_prob": numpy_of(log_prob)[None]}
 
 

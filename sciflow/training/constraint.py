@@ -18,6 +18,7 @@ __all__ = ["Constraint", "weighted_mean"]
 def weighted_mean(values: Tensor, batch: Batch) -> Tensor:
     """sum_i w_i v_i / sum_i w_i over the rows of a batch: the usual shape of a constrained quantity.
 
+    >>> import torch
     >>> weighted_mean(torch.tensor([1.0, 4.0]), Batch(torch.zeros(2, 1), weight=torch.tensor([2.0, 1.0])))
     tensor(2.)
     """

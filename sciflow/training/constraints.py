@@ -46,7 +46,7 @@ class Constrained(Objective):
     >>> from sciflow.training import MaximumLikelihood
     >>> narrow = Constraint.maximum(lambda flow, batch: flow().scale.mean(), 0.5, name="width", unit="cm")
     >>> Constrained(MaximumLikelihood(), [narrow])
-    Constrained(width <= 0.5 cm ...)
+    Constrained(width <= 0.5 cm; rate 0.02, damping 1.0)
     """
 
     multipliers: Tensor

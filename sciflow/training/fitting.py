@@ -160,10 +160,11 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
     batch = check(as_batch(data), names)
     if batch.index is None:
         batch = batch._replace(index=torch.arange(len(batch.x), device=batch.x.device))
-    if hasattr(flow, "dequantise"):
+    dequantise: Any = getattr(flow, "dequantise", None)
+    if dequantise is not None:
         mask = {} if batch.mask is None else {"mask": batch.mask}
         # such a flow computes the preprocessing in float64 itself
-        return batch._replace(x=flow.dequantise(batch.x, batch.index, **mask))
+        return batch._replace(x=dequantise(batch.x, batch.index, **mask))
 
     def convert(leaf: Tensor) -> Tensor:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf

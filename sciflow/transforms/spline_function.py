@@ -196,7 +196,7 @@ class Spline(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_ladj: Tensor) -> Any:  # type: ignore[override]
         x, parameters, *kept = ctx.saved_tensors
-        batched = torch._C._functorch.peek_interpreter_stack() is not None
+        batched = torch._C._functorch.is_batchedtensor(grad_y) or torch._C._functorch.is_batchedtensor(grad_ladj)
         if torch.is_grad_enabled() or batched:
             wanted = [tensor for tensor, needed in zip((x, parameters), ctx.needs_input_grad, strict=False) if needed]
             with torch.enable_grad():

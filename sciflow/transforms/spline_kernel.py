@@ -61,11 +61,11 @@ def rational_quadratic(
         raise ValueError(
             f"x has shape {tuple(x.shape)}, the parameters {tuple(parameters.shape)}: expected {(parameters.shape[0], *x.shape)}"
         )
-    if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
+    if x.dtype in (torch.bfloat16, torch.float16):
         y, ladj = rational_quadratic(
             x.float(), parameters, bound=bound, circular=circular, inverse=inverse, compiled=compiled
         )
-        return (y.to(x.dtype), ladj.to(x.dtype)) if x.dtype.is_floating_point else (y, ladj)
+        return y.to(x.dtype), ladj.to(x.dtype)
     if parameters.dtype != x.dtype:
         parameters = parameters.to(x.dtype)
     bound = float(bound)
@@ -91,8 +91,8 @@ def slope_bounds(bins: int) -> tuple[float, float]:
 
           S >= min(d0, d1, r (d0 + r) / s, r (d1 + r) / s, r^2 (s + 4 r) / (2 r^2 + s^2)).
 
-      The third is at least r / (2 D) * (1/D + r) / (1/D + ...) >= 1 / (2 D R^2), and so is the fourth; the fifth is at least
-      r^2 / max(r, s), because 2 r^2 + s^2 <= max(r, s) (2 r + s).
+      The third is at least r min(1, r / D) >= 1 / (D R^2): it is r or more for r >= d1, else it grows with d0 from r^2 / d1.
+      So is the fourth. The fifth is at least min(r, r^2 / s) >= 1 / (2 D R^2), because 2 r^2 + s^2 <= max(r, s) (2 r + s).
 
     >>> smallest, largest = slope_bounds(8)
     >>> f"{smallest:.1e} {largest:.0f}"

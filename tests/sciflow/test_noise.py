@@ -45,6 +45,14 @@ def test_philox_equals_unbounded_integers() -> None:
     assert found == [reference(list(map(int, row[:4])), list(map(int, row[4:]))) for row in values]
 
 
+def test_philox_broadcasts_counters_and_keys() -> None:
+    zero = torch.zeros((), dtype=torch.int64)
+    keys = torch.arange(3)
+    found = torch.stack(philox([zero, torch.tensor([[7], [8]]), zero, zero], [keys, 5]))
+    assert found.shape == (4, 2, 3)
+    assert found[:, 1, 2].tolist() == reference([0, 8, 0, 0], [2, 5])
+
+
 def expected_uniform(seed: int, stream: int, tag: int, index: int, count: int) -> list[float]:
     key = reference([stream % 2**32, (stream >> 32) % 2**32, tag, 0], [seed % 2**32, seed >> 32])[:2]
     out = []

@@ -77,7 +77,7 @@ def test_the_example_of_the_readme(tmp_path):
     assert done.returncode == 0, done.stderr
     numbers = [[float(number) for number in re.findall(r"-?\d+\.\d+", text)] for text in (done.stdout, expected)]
     assert len(numbers[0]) == len(numbers[1]) > 0
-    assert numbers[0] == pytest.approx(numbers[1], abs=0.05), done.stdout  # other processors round differently
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.1), done.stdout  # rounding, hence training, differs between processors
 
 
 def test_links_of_the_readme_exist():

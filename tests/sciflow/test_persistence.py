@@ -107,6 +107,21 @@ def test_a_flow_with_a_condition(tmp_path) -> None:
     assert sciflow.load is load and sciflow.save is save
 
 
+def test_preprocessing_and_spline_flow_as_one_model(tmp_path) -> None:
+    from sciflow.flows import NeuralSplineFlow, Preprocessed
+    from sciflow.preprocessing import Column, Preprocessing
+
+    x = torch.rand(200, 2, dtype=torch.float64)
+    x[:60, 0] = 0
+    preprocessing = Preprocessing([Column("a", transform="log", point_mass=0.0), Column("b")]).fit(x)
+    model = Preprocessed(NeuralSplineFlow(2, condition=1, transforms=2, hidden=(8,)), features=preprocessing).eval()
+    back = load(save(model, tmp_path / "model"))
+    assert_same(state_of(back), state_of(model))
+    assert fingerprint(back) == fingerprint(model)
+    values, condition = preprocessing.dequantise(x, torch.arange(200)), torch.zeros(1)
+    assert torch.equal(back(condition).log_prob(values), model(condition).log_prob(values))
+
+
 def test_random_state_is_left_alone(tmp_path) -> None:
     save(Shift(), tmp_path / "model")
     torch.manual_seed(3)

@@ -105,7 +105,7 @@ class BranchSink(Sink):
             reason = str(error).partition(";")[0].partition(":")[0][:160]
             raise UserError(
                 f"{self.source}: uproot cannot add branches to the tree {self.tree!r} in place ({reason}); "
-                "write a friend tree (--friend) or a copy (--format root)"
+                "write a friend tree (--friend) or a copy (--copy)"
             ) from error
 
 

@@ -21,7 +21,7 @@ def test_scores_are_the_known_ones():
     marginals, _, _ = fitted(rng.exponential(size=20_000))
     z = torch.tensor([[0.1], [0.5], [1.0], [3.0]], dtype=torch.float64)
     g = marginals(z, torch.zeros(4, dtype=torch.int64))
-    np.testing.assert_allclose(stats.norm.cdf(g[:, 0]), 1 - np.exp(-z[:, 0]), atol=0.01)
+    np.testing.assert_allclose(stats.norm.cdf(g[:, 0].numpy()), 1 - np.exp(-z[:, 0].numpy()), atol=0.01)
 
 
 def test_training_rows_become_standard_normal_in_each_group():
@@ -36,12 +36,15 @@ def test_training_rows_become_standard_normal_in_each_group():
 
 def test_weights_are_repetitions():
     rng = np.random.default_rng(2)
-    values, weight = rng.normal(size=500), rng.integers(1, 4, 500)
+    values = rng.normal(size=2000)
+    weight = np.where(values > 0.3, 3, 1)
     weighted, _, _ = fitted(values, weight=weight.astype(float))
     repeated, _, _ = fitted(np.repeat(values, weight))
+    unweighted, _, _ = fitted(values)
     z = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
     zero = torch.zeros(9, dtype=torch.int64)
     torch.testing.assert_close(weighted(z, zero), repeated(z, zero), atol=0.02, rtol=0)
+    assert float((weighted(z, zero) - unweighted(z, zero)).abs().max()) > 0.2
 
 
 @pytest.mark.parametrize("split", [None, [0.0]])

@@ -1,0 +1,149 @@
+"""ONNX: the graph is the correction, for any batch, preprocessing included."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import xarray as xr
+from sciflow_physics.export import TOLERANCE, Exported, export_onnx, typical_inputs
+from sciflow_physics.model import Correction, fit_correction
+from sciflow_physics.roles import Roles
+from sciflow_physics.sample import fold_of, sample_of
+
+from sciflow.errors import UserError
+
+FULL = """
+[category]
+column = "type"
+[features.iso]
+unit = "GeV"
+transform = "log"
+point_mass = 0.0
+[features.r9]
+transform = "bounded"
+lower = 0.0
+upper = 1.5
+[features.es]
+present = "category == 'EE'"
+[conditions.pt]
+unit = "GeV"
+transform = "log"
+[conditions.eta]
+"""
+PLAIN = "[features.x]\n[features.y]"
+
+
+def _rows(roles: Roles, n: int, seed: int) -> xr.Dataset:
+    rng = np.random.default_rng(seed)
+    columns = {
+        "iso": np.where(rng.uniform(size=n) < 0.4, 0.0, 1 + rng.exponential(3 + seed, n)),
+        "r9": rng.beta(8 + seed, 2, n),
+        "es": rng.normal(seed, 1, n),
+        "pt": 20 + rng.exponential(20, n),
+        "eta": rng.uniform(-2.5, 2.5, n),
+        "x": rng.normal(seed, 1, n),
+        "y": rng.normal(0, 1 + seed, n),
+    }
+    category = rng.choice(["EB", "EE"], n)
+    columns["es"] = np.where(category == "EE", columns["es"], 0.0)
+    data = {name: ("row", columns[name]) for name in roles.variables}
+    if roles.category:
+        data["category"] = ("row", category)
+    return xr.Dataset(data, {"event": ("row", np.arange(n) // 2), "id": ("row", np.arange(n))})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Correction, xr.Dataset]:
+    roles = Roles.from_text(FULL)
+    sim, data = _rows(roles, 600, 0), _rows(roles, 600, 1)
+    options: dict = {"folds": 2, "members": 2, "epochs": 1, "member_epochs": 1, "transforms": 2, "hidden": (16, 16)}
+    return fit_correction(sim, data, roles, method="switch", progress=False, **options), sim
+
+
+@pytest.fixture(scope="module")
+def session(fitted, tmp_path_factory) -> onnxruntime.InferenceSession:
+    path = export_onnx(fitted[0], tmp_path_factory.mktemp("onnx") / "model.onnx", check=False)
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_onnxruntime_equals_torch_for_any_batch(rows: int, fitted, session) -> None:
+    model = Exported(fitted[0], 0)
+    assert model.names == ["features", "conditions", "category", "uniform", "mask"]
+    made = typical_inputs(fitted[0], 0, rows, seed=rows)
+    with torch.no_grad():
+        expected = model(*(made[name] for name in model.names))
+    found = session.run(None, {name: made[name].numpy() for name in model.names})
+    for ours, theirs in zip(expected, found, strict=True):
+        _close(theirs, ours.numpy())
+    assert found[0].dtype == np.float64 and found[3].dtype == np.bool_
+    # the comparison means something: features move, and so do the ends of the band
+    assert np.abs(found[0] - made["features"].numpy()).max() > 1e-3 and np.abs(found[1] - found[2]).max() > 1e-3
+
+
+def test_the_graph_is_what_apply_does(fitted, session) -> None:
+    correction, sim = fitted
+    rows = sim.isel(row=fold_of(sim["event"].values, 2, correction.seed) == 0)
+    expected = correction.apply(rows)
+    given = correction.inputs(sample_of(rows, correction.roles, correction.categories))
+    given["features"] = given.pop("x")
+    names = [entry.name for entry in session.get_inputs()]
+    found = session.run(None, {name: given[name].numpy() for name in names})
+    for j, name in enumerate(correction.roles.feature_names):
+        for values, suffix in zip(found, ("", "_up", "_down"), strict=False):
+            _close(values[:, j], expected[f"{name}_corr{suffix}"].values)
+    assert (found[3] == expected["out_of_support"].values).mean() > 0.99  # float32 at the edge of the region
+    zero = expected["iso_corr"].values == 0
+    assert 0.05 < zero.mean() < 0.95 and ((found[0][:, 0] == 0) == zero).all()  # point masses survive exactly
+
+
+def test_metadata_names_columns_units_and_categories(fitted, tmp_path) -> None:
+    path = export_onnx(fitted[0], tmp_path / "m.onnx", fold=1, band=False, opset=17)
+    graph = onnx.load(str(path))
+    assert [entry.name for entry in graph.graph.output] == ["corrected", "out_of_support"]
+    assert graph.opset_import[0].version == 17
+    described = json.loads({entry.key: entry.value for entry in graph.metadata_props}["sciflow"])
+    assert described["features"] == ["iso", "r9", "es"] and described["units"]["pt"] == "GeV"
+    assert described["categories"] == ["EB", "EE"] and described["fold"] == 1 and described["folds"] == 2
+    assert Roles.from_dict(described["roles"]) == fitted[0].roles
+    assert len(fitted[0].folds[1].flows) == 3  # the correction is as it was
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(("method", "names"), [("switch", ["features"]), ("conditional", ["features", "noise"])])
+def test_only_needed_inputs_are_there(method: str, names: list[str], tmp_path) -> None:
+    torch.manual_seed(0)
+    correction = Correction(Roles.from_text(PLAIN).to_dict(), method=method, members=0, flow={"transforms": 2, "hidden": (8,)})
+    for parameter in correction.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    correction.eval()
+    path = export_onnx(correction, tmp_path / "m.onnx")  # compares with torch itself
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == names
+    made = typical_inputs(correction, 0, 50, seed=3)
+    with torch.no_grad():
+        expected = Exported(correction, 0)(*(made[name] for name in names))
+    _close(session.run(None, {name: made[name].numpy() for name in names})[0], expected[0].numpy())
+
+
+def test_mistakes(fitted, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="fold 2: the correction has the folds 0 to 1"):
+        export_onnx(fitted[0], tmp_path / "m.onnx", fold=2)
+    with pytest.raises(UserError, match=r"ends in \.onnx"):
+        export_onnx(fitted[0], tmp_path / "m.bin")
+    with pytest.raises(UserError, match="does not exist"):
+        export_onnx(fitted[0], tmp_path / "none" / "m.onnx")
+    monkeypatch.setattr("sciflow_physics.export.TOLERANCE", 1e-15)
+    with pytest.raises(UserError, match="not written: .* differs from torch by"):
+        export_onnx(fitted[0], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
