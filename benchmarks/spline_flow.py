@@ -166,8 +166,8 @@ def main() -> None:
         lines.append(f"| {name} | {count / 1e3:.0f}k | {cells} | {memory[name]:.1f} ({memory[name] / memory['nflows']:.2f}) |")
     for name, targets in TARGETS.items():
         if name in subjects:
-            lines.append("")
-            lines.append(f"Aim for {name}: " + " / ".join(f"{target}x" for target in targets) + "; memory at most 0.7 of nflows.")
+            aims = " / ".join(f"{target}x" for target in targets)
+            lines += ["", f"Aim for {name}: {aims}; memory at most 0.7 of nflows."]
     lines += ["", *two_threads(subjects, options.repeats), "", *reduced_precision(x, c, subjects["nflows"], options.repeats)]
     report("\n".join(lines) + "\n", options.output)
 
@@ -175,7 +175,8 @@ def main() -> None:
 def two_threads(subjects: dict[str, Subject], repeats: int) -> list[str]:
     torch.set_num_threads(2)
     chosen = {name: subject for name, subject in subjects.items() if name.startswith("sciflow") or name == "nflows"}
-    lines = ["Two threads, wall clock (median; sensitive to other processes):", "", "| flow | " + " | ".join(MODES) + " |", "|---" * 4 + "|"]
+    head = "| flow | " + " | ".join(MODES) + " |"
+    lines = ["Two threads, wall clock (median; sensitive to other processes):", "", head, "|---" * 4 + "|"]
     cells: dict[str, list[str]] = {name: [] for name in chosen}
     for mode in MODES.values():
         seconds = interleaved({name: mode(subject) for name, subject in chosen.items()}, repeats // 2, clock=time.perf_counter)
@@ -210,8 +211,9 @@ def reduced_precision(x: Tensor, c: Tensor, peer: Subject, repeats: int) -> list
     name = "sciflow, networks in bf16"
     cells = ", ".join(f"{mode} {t:.1f} ms ({r:.2f}x)" for mode, t, r in zip(MODES, times[name], ratios[name], strict=True))
     return [
-        f"Networks in bfloat16 (autocast; splines in float32): {cells}. Error of log_prob: rms {error.square().mean().sqrt():.3f}, "
-        f"worst {error.max():.2f} nats (weights scaled so that log_prob spans {exact.std():.1f} nats rms): for training, "
+        f"Networks in bfloat16 (autocast; splines in float32): {cells}. "
+        f"Error of log_prob: rms {error.square().mean().sqrt():.3f}, worst {error.max():.2f} nats (weights scaled "
+        f"so that log_prob spans {exact.std():.1f} nats rms): for training, "
         "never for importance weights."
     ]
 

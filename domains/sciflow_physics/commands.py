@@ -8,6 +8,15 @@ from typing import Any
 import click
 
 from sciflow.errors import UserError
+from sciflow_physics.arguments import (
+    load_correction,
+    numbers_of,
+    part_of,
+    record_of,
+    refuse_target,
+    roles_named,
+    weights_of,
+)
 
 __all__ = ["physics"]
 
@@ -73,14 +82,14 @@ def fit(sim: Path, data: Path, roles: str, output: Path, sim_tree: str | None, d
     from sciflow_physics.data import read
     from sciflow_physics.model import fit_correction
 
-    _refuse_target(output)
+    refuse_target(output)
     if options["members"] == 1:
         raise UserError("--members 1 makes no band: use 0 or at least 2")
-    parsed = _roles(roles)
-    hidden = _numbers(options.pop("hidden"), "--hidden")
+    parsed = roles_named(roles)
+    hidden = numbers_of(options.pop("hidden"), "--hidden")
     simulation, real = read(sim, parsed, tree=sim_tree), read(data, parsed, tree=data_tree)
     correction = fit_correction(simulation, real, parsed, hidden=hidden, **options)
-    record = {"simulation": _record(sim, simulation), "data": _record(data, real), "options": {**options, "hidden": hidden}}
+    record = {"simulation": record_of(sim, simulation), "data": record_of(data, real), "options": {**options, "hidden": hidden}}
     sciflow.save(correction, output, metadata={**record, "summary": getattr(correction, "summary", {})})
     click.echo(f"{output}: {options['method']} correction of {', '.join(parsed.feature_names)}")
 
@@ -93,11 +102,20 @@ def fit(sim: Path, data: Path, roles: str, output: Path, sim_tree: str | None, d
 @click.option("--friend", "mode", flag_value="friend", help="Tree `corr` with the new columns only (ROOT to ROOT: default).")
 @click.option("--in-place", "mode", flag_value="in-place", help="Add branches; --output may be the input, replaced at the end.")
 @click.option("--copy", "mode", flag_value="copy", help="All original columns and the new ones (otherwise: default).")
-@click.option("--chunk", metavar="I/N", help="Only the I-th of N parts of the entries, I = 1 ... N; the same rows as in one job.")
+@click.option(
+    "--chunk", metavar="I/N", help="Only the I-th of N parts of the entries, I = 1 ... N; the same rows as in one job."
+)
 @click.option("--rows-per-chunk", type=click.IntRange(1), default=50_000, show_default=True, help="Rows in memory at a time.")
 @click.option("--roles", help="Roles file instead of the model's own, with the same features and conditions.")
 def apply(
-    model: Path, source: Path, output: Path, tree: str | None, mode: Any, chunk: str | None, rows_per_chunk: int, roles: str | None
+    model: Path,
+    source: Path,
+    output: Path,
+    tree: str | None,
+    mode: Any,
+    chunk: str | None,
+    rows_per_chunk: int,
+    roles: str | None,
 ) -> None:
     """Correct a file of any size.
 
@@ -113,18 +131,20 @@ def apply(
     """
     from sciflow_physics.streaming import apply_file
 
-    part = _part(chunk)
-    correction = _load(model)
+    part = part_of(chunk)
+    correction = load_correction(model)
     used = correction.roles
     if roles is not None:
-        used = _roles(roles)
+        used = roles_named(roles)
         for kind in ("feature_names", "condition_names"):
             ours, theirs = getattr(used, kind), getattr(correction.roles, kind)
             if ours != theirs:
-                raise UserError(f"{roles}: its {kind.partition('_')[0]}s are {', '.join(ours)}; the model's are {', '.join(theirs)}")
+                raise UserError(
+                    f"{roles}: its {kind.partition('_')[0]}s are {', '.join(ours)}; the model's are {', '.join(theirs)}"
+                )
     done = apply_file(
         correction, source, output, used, tree=tree, mode=mode, chunk=part, rows_per_chunk=rows_per_chunk,
-        provenance={"model": _fingerprint(correction)},
+        provenance={"model": weights_of(correction)},
     )  # fmt: skip
     click.echo(str(done))
 
@@ -139,7 +159,15 @@ def apply(
 @click.option("--strict", is_flag=True, help="Exit code 3 unless every test is passed.")
 @_both_trees
 def validate(
-    model: Path, sim: Path, data: Path, output: Path, seed: int, bootstrap: int, strict: bool, sim_tree: str | None, data_tree: str | None
+    model: Path,
+    sim: Path,
+    data: Path,
+    output: Path,
+    seed: int,
+    bootstrap: int,
+    strict: bool,
+    sim_tree: str | None,
+    data_tree: str | None,
 ) -> None:
     """Write a closure report: does the corrected simulation look like the data?
 
@@ -153,10 +181,10 @@ def validate(
 
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; name a folder for the report")
-    correction = _load(model)
+    correction = load_correction(model)
     roles = correction.roles
     before, real = read(sim, roles, tree=sim_tree), read(data, roles, tree=data_tree)
-    files = {"simulation": _record(sim, before), "data": _record(data, real), "model": _fingerprint(correction)}
+    files = {"simulation": record_of(sim, before), "data": record_of(data, real), "model": weights_of(correction)}
     certificate = closure(
         before, correction.apply(before), real, roles, folder=output, seed=seed, bootstrap=bootstrap, context={"files": files}
     )
@@ -171,8 +199,9 @@ def validate(
 @click.option("--output", type=_FILE, required=True, help="File to write, ending in .onnx.")
 @click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of the cross-fitted models.")
 @click.option("--band/--no-band", default=True, help="With or without the ends of the band (all members' networks).")
+@click.option("--precision", type=click.Choice(["float64", "float32"]), default="float64", show_default=True)
 @click.option("--opset", type=click.IntRange(17, 20), default=18, show_default=True)
-def export(model: Path, output: Path, fold: int, band: bool, opset: int) -> None:
+def export(model: Path, output: Path, fold: int, band: bool, precision: str, opset: int) -> None:
     """Write a correction as ONNX, preprocessing included, for any batch size; compared with torch before it is kept.
 
     Inputs are in physical units (float64): features, conditions, category (position in the list), uniform random numbers
@@ -183,7 +212,7 @@ def export(model: Path, output: Path, fold: int, band: bool, opset: int) -> None
     """
     from sciflow_physics.export import export_onnx
 
-    written = export_onnx(_load(model), output, fold=fold, band=band, opset=opset)
+    written = export_onnx(load_correction(model), output, fold=fold, band=band, precision=precision, opset=opset)
     click.echo(f"{written}: {written.stat().st_size:,} bytes")
 
 
@@ -201,59 +230,4 @@ def describe(roles: str | None, file: Path | None, tree: str | None) -> None:
     """
     from sciflow_physics.describe import description, template
 
-    click.echo(template() if roles is None else description(_roles(roles), file, tree), nl=False)
-
-
-def _roles(name: str) -> Any:
-    from sciflow_physics.roles import Roles
-
-    # a bare word is a preset unless there is such a file
-    return Roles.preset(name) if name.isidentifier() and not Path(name).exists() else Roles.from_file(name)
-
-
-def _load(folder: Path) -> Any:
-    import sciflow
-    from sciflow_physics.model import Correction
-
-    model = sciflow.load(folder, trust=("sciflow_physics",))
-    if not isinstance(model, Correction):
-        raise UserError(f"{folder}: is a {type(model).__name__}, not a correction that `sciflow physics fit` wrote")
-    return model
-
-
-def _fingerprint(model: Any) -> str:
-    from sciflow.persistence import fingerprint
-
-    return fingerprint(model)
-
-
-def _refuse_target(folder: Path) -> None:
-    """Before hours of training, not after."""
-    if not folder.resolve().parent.is_dir():
-        raise UserError(f"{folder}: the folder {folder.resolve().parent} does not exist")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
-        raise UserError(f"{folder}: exists and is not a model: it is not overwritten, give another name")
-
-
-def _part(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit()):
-        raise UserError(f"--chunk {text}: say I/N, for example 3/40 for the third of forty parts")
-    return int(first), int(second)
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UserError(f"{option} {text}: positive integers separated by commas are needed, for example 64,64")
-    return tuple(int(word) for word in words)
-
-
-def _record(path: Path, rows: Any) -> dict[str, Any]:
-    import hashlib
-
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "sha256": digest, "rows": int(rows.sizes["row"])}
+    click.echo(template() if roles is None else description(roles_named(roles), file, tree), nl=False)

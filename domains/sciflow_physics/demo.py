@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 SIMULATION, DATA, ROLES = "demo_simulation.parquet", "demo_data.parquet", "demo.toml"
 
 # small: about a minute on two cores
-FIT: dict[str, Any] = {"folds": 2, "members": 2, "epochs": 12, "member_epochs": 4, "hidden": (32, 32), "transforms": 4, "bins": 6}
+FIT: dict[str, Any] = {"folds": 2, "members": 2, "epochs": 24, "member_epochs": 6, "hidden": (32, 32), "bins": 6}
 REPORT: dict[str, Any] = {"bootstrap": 100, "replicates": 200, "folds": 3, "floor_splits": 1}
 
 

@@ -10,7 +10,7 @@ from sciflow_physics.roles import Roles
 
 __all__ = ["description", "template"]
 
-_TEMPLATE = '''# What the columns of an ntuple mean. Delete what you do not need.
+_TEMPLATE = """# What the columns of an ntuple mean. Delete what you do not need.
 # Expressions: arithmetic, comparisons, and, or, not, sqrt, cosh, where, ... over columns and derived columns.
 
 selection = "80 < m_ee < 100 and Q1*Q2 < 0"       # which events; everything passes without it
@@ -55,7 +55,7 @@ transform = "log"
 
 [auxiliary.m_ee]                                  # carried along for the closure report, never trained on
 unit = "GeV"
-'''
+"""
 
 
 def template() -> str:
@@ -69,7 +69,9 @@ def template() -> str:
 
 def description(roles: Roles, file: Path | None = None, tree: str | None = None) -> str:
     """One line per role; with a file what it holds: rows, ranges, and how often a point mass occurs."""
-    kinds = [(kind, name, role) for kind in ("features", "conditions", "auxiliary") for name, role in getattr(roles, kind).items()]
+    kinds = [
+        (kind, name, role) for kind in ("features", "conditions", "auxiliary") for name, role in getattr(roles, kind).items()
+    ]
     lines = [f"{roles.source}: {len(roles.features)} features, {len(roles.conditions)} conditions"]
     rows = mask = None
     if file is not None:
@@ -78,7 +80,10 @@ def description(roles: Roles, file: Path | None = None, tree: str | None = None)
         rows = read(file, roles, tree=tree)
         mask = dict(zip(roles.feature_names, roles.mask(rows).T, strict=True))
         events = len(np.unique(rows["event"].values))
-        lines.append(f"{rows.attrs['file']}: {count(file, tree=tree):,} entries, {events:,} events and {rows.sizes['row']:,} rows selected")
+        lines.append(
+            f"{rows.attrs['file']}: {count(file, tree=tree):,} entries, "
+            f"{events:,} events and {rows.sizes['row']:,} rows selected"
+        )
         if roles.weight:
             weight = rows["weight"].values
             lines.append(f"  weight      {roles.weight}: sum {weight.sum():.6g}, {np.mean(weight < 0):.1%} negative")

@@ -13,7 +13,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sciflow.errors import UserError
-from sciflow.training import Batch, FitResult, fit
+from sciflow.training import Batch, FitResult, Objective, fit
+from sciflow_physics.conditional import Identified, conditional_batch, identified
 from sciflow_physics.model import Correction
 from sciflow_physics.roles import Roles
 from sciflow_physics.sample import Sample, categories_of, fold_of, poisson, sample_of
@@ -91,8 +92,9 @@ def fit_correction(
     """
     if method not in ("switch", "conditional"):
         raise UserError(f"method {method!r} is not one of switch, conditional")
-    if method == "switch" and constraints:
-        raise UserError(f"the method 'switch' does not take {', '.join(constraints)}")
+    unknown = sorted(set(constraints) - set(Identified._fields if method == "conditional" else ()))
+    if unknown:
+        raise UserError(f"the method {method!r} does not take {', '.join(unknown)}")
     if folds < 1 or members < 0 or members == 1:
         raise UserError(f"folds = {folds} and members = {members}: at least 1 fold, and 0 or at least 2 members, are needed")
     categories = categories_of(roles, sim, data)
@@ -101,15 +103,24 @@ def fit_correction(
         roles.to_dict(), categories=categories, method=method, folds=folds, members=members, seed=seed, flow=flow
     )
     options = Training(
-        epochs, member_epochs or max(epochs // 3, 1), batch_size, learning_rate, patience, weight_decay, ema, validation, progress
+        epochs,
+        member_epochs or max(epochs // 3, 1),
+        batch_size,
+        learning_rate,
+        patience,
+        weight_decay,
+        ema,
+        validation,
+        progress,
     )
     samples = [_known(sample_of(part, roles, categories, name=name), name) for part, name in ((sim, "sim"), (data, "data"))]
     began, summary = time.monotonic(), []
     for fold in range(folds):
         parts = [_training_part(sample, fold, folds, seed) for sample in samples]
         for part, name in zip(parts, ("simulation", "data"), strict=True):
-            if len(np.unique(part.event)) < 20:
-                raise UserError(f"the {name} has {len(np.unique(part.event))} events outside fold {fold}: at least 20 are needed")
+            events = len(np.unique(part.event))
+            if events < 20:
+                raise UserError(f"the {name} has {events} events outside fold {fold}: at least 20 are needed")
         model = correction.folds[fold]
         assert isinstance(model, Transport)
         summary.append(_fit_fold(model, parts[0], parts[1], roles, categories, options, seed + 1000 * fold, constraints))
@@ -119,15 +130,15 @@ def fit_correction(
     return correction.eval()
 
 
-def weighted(
-    sim: Sample, data: Sample, roles: Roles, categories: Sequence[str], *, seed: int, member: int = 0
-) -> Weighted:
+def weighted(sim: Sample, data: Sample, roles: Roles, categories: Sequence[str], *, seed: int, member: int = 0) -> Weighted:
     """The weights of one training; member 0 is nominal, others are bootstrapped by event."""
     names = (*roles.feature_names, *roles.condition_names)
     weights, reports = [], {}
     for sample, name in ((sim, "sim"), (data, "data")):
         bootstrap = poisson(sample.event, seed + member, f"bootstrap {name}") if member else None
-        positive, reports[name] = positive_weights(sample, len(categories), names=names, bootstrap=bootstrap, seed=seed + member)
+        positive, reports[name] = positive_weights(
+            sample, len(categories), names=names, bootstrap=bootstrap, seed=seed + member
+        )
         weights.append(positive)
     matched, ratio, reports["matching"] = matching_weights(
         sim, data, weights[0], weights[1], len(categories), names=names, seed=seed + member
@@ -161,12 +172,18 @@ def _fit_fold(
             else:
                 _initialise(flow)
         if member:
-            own = weighted(sim, data, roles, categories, seed=seed, member=member)
-            weight = torch.from_numpy(np.concatenate([own.sim, own.data]))
+            resampled = weighted(sim, data, roles, categories, seed=seed, member=member)
+            weight = torch.from_numpy(np.concatenate([resampled.sim, resampled.data]))
         epochs = options.member_epochs if member else options.epochs
-        switch = torch.cat([-torch.ones(rows), torch.ones(len(weight) - rows)])[:, None]
-        batch = Batch(z.float(), torch.cat([context.float(), switch], 1), weight.float(), mask if model.maskable else None)
-        results.append(_train(flow, batch, held, options, epochs, seed + member))
+        arrays = z.float(), context.float(), weight.float(), mask if model.maskable else None
+        if model.method == "switch":
+            switch = torch.cat([-torch.ones(rows), torch.ones(len(weight) - rows)])[:, None]
+            batch, own, objective = Batch(arrays[0], torch.cat([arrays[1], switch], 1), *arrays[2:]), torch.arange(len(z)), None
+        else:
+            settings = Identified(**constraints)
+            batch, own = conditional_batch(*arrays, rows, settings, len(categories), seed + member)
+            objective = identified(settings, z.shape[1], context.shape[1])
+        results.append(_train(flow, batch, held[own], options, epochs, seed + member, objective))
     _learn_support(model, z, both, mask, rows)
     _log.info("fold trained: %s", results[0])
     return {
@@ -175,22 +192,32 @@ def _fit_fold(
     }
 
 
-def _train(flow: torch.nn.Module, batch: Batch, held: torch.Tensor, options: Training, epochs: int, seed: int) -> FitResult:
+def _train(
+    flow: torch.nn.Module, batch: Batch, held: torch.Tensor, options: Training, epochs: int, seed: int,
+    objective: Objective | None,
+) -> FitResult:  # fmt: skip
     assert batch.weight is not None
     used = batch.weight > 0
-    parts = [Batch(*(None if leaf is None else leaf[rows] for leaf in batch)) for rows in (used & ~held, used & held)]
+
+    def part(rows: torch.Tensor) -> Batch:
+        mask = None if batch.mask is None else batch.mask[rows]
+        assert batch.weight is not None
+        return Batch(batch.x[rows], batch.condition[rows], batch.weight[rows], mask)
+
+    parts = part(used & ~held), part(used & held)
     return fit(
         flow, parts[0], validation=parts[1] if len(parts[1].x) else 0.0, epochs=epochs, batch_size=options.batch_size,
         learning_rate=options.learning_rate, patience=options.patience, weight_decay=options.weight_decay, ema=options.ema,
-        seed=seed, progress=options.progress,
+        seed=seed, progress=options.progress, objective=objective,
     )  # fmt: skip
 
 
 def _initialise(flow: torch.nn.Module) -> None:
     """Draw the weights anew from the current random state, so that a correction depends on its seed alone."""
     for module in flow.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
 
 @torch.no_grad()

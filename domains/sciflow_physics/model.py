@@ -78,7 +78,8 @@ class Correction(nn.Module, Recorded):
         self.summary: dict[str, Any] = {}  # what the fit reports: weights, losses, seconds
 
     def extra_repr(self) -> str:
-        return f"{self.method}, {len(self.folds)} folds x (1 + {self.members} members), features {', '.join(self.roles.feature_names)}"
+        names = ", ".join(self.roles.feature_names)
+        return f"{self.method}, {len(self.folds)} folds x (1 + {self.members} members), features {names}"
 
     @property
     def band_factor(self) -> float:
@@ -86,7 +87,7 @@ class Correction(nn.Module, Recorded):
         return float(stats.t.ppf(stats.norm.cdf(1.0), self.members)) if self.members else 0.0
 
     @torch.no_grad()
-    def apply(self, sim: xr.Dataset) -> xr.Dataset:
+    def apply(self, sim: xr.Dataset) -> xr.Dataset:  # type: ignore[override]
         """The dataset with `<feature>_corr`, `_corr_up`, `_corr_down`, `out_of_support` and `weight_kinematic` added.
 
         Everything that was there stays bit for bit. Results depend on the row and its `event` and `id` alone, not on
@@ -95,7 +96,8 @@ class Correction(nn.Module, Recorded):
         sample = sample_of(sim, self.roles, self.categories, name="the simulation")
         fold = fold_of(sample.event, len(self.folds), self.seed)
         shape = sample.x.shape
-        nominal, up, down, outside, ratio = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[0], bool), np.ones(shape[0])
+        nominal, up, down = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        outside, ratio = np.zeros(shape[0], bool), np.ones(shape[0])
         for number, model in enumerate(self.folds):
             rows = np.flatnonzero(fold == number)
             assert isinstance(model, Transport)
@@ -114,7 +116,7 @@ class Correction(nn.Module, Recorded):
     def inputs(self, sample: Sample) -> dict[str, Tensor | None]:
         """The tensors that `Transport.forward` takes, with the random numbers of each row."""
         identity = torch.from_numpy(np.ascontiguousarray(sample.id))
-        device = self.folds[0].lower.device
+        device = next(self.buffers()).device
         size = sample.x.shape[1]
         tensors: dict[str, Tensor | None] = {
             "x": torch.from_numpy(sample.x).to(device),

@@ -57,7 +57,9 @@ def sample_of(dataset: xr.Dataset, roles: Roles, categories: Sequence[str], *, n
         bad = ~np.isfinite(column)
         if bad.any():
             first = int(np.argmax(bad))
-            raise UserError(f"{name}: column {columns[j]!r} has {int(bad.sum())} values that are not finite (first in row {first})")
+            raise UserError(
+                f"{name}: column {columns[j]!r} has {int(bad.sum())} values that are not finite (first in row {first})"
+            )
     category = np.zeros(rows, np.int64)
     if roles.category:
         found = np.asarray(dataset["category"].values).astype(str)

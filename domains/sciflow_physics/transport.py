@@ -70,9 +70,7 @@ class Transport(nn.Module, Recorded):
         context = len(conditions) + (categories if categories > 1 else 0)
         context += 1 if method == "switch" else size * (2 if maskable else 1)
         settings = {**flow, "hidden": tuple(flow["hidden"])}
-        self.flows = nn.ModuleList(
-            NeuralSplineFlow(size, context, maskable=maskable, **settings) for _ in range(1 + members)
-        )
+        self.flows = nn.ModuleList(NeuralSplineFlow(size, context, maskable=maskable, **settings) for _ in range(1 + members))
         self.ratio = TreeEnsemble(*trees)
         # the box of the training conditions and features, standardised, and the least likely simulated training event
         self.register_buffer("lower", torch.full((size + len(conditions),), -_BOX, dtype=torch.float64))
@@ -80,7 +78,7 @@ class Transport(nn.Module, Recorded):
         self.register_buffer("least", torch.tensor(-1e300, dtype=torch.float64))
 
     def context(self, conditions: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised conditions, kept inside the training box, with the indicators (N, ...); and True where they were inside."""
+        """Standardised conditions, kept inside the training box, with the indicators; and True where they were inside."""
         z, _ = self.conditions(conditions)
         size = self.features.features
         kept = torch.minimum(torch.maximum(z, self.lower[size:]), self.upper[size:])

@@ -14,9 +14,7 @@ from sciflow.recorded import Recorded
 __all__ = ["TreeEnsemble", "boosted_trees"]
 
 
-def boosted_trees(
-    x: NDArray, label: NDArray, weight: NDArray, *, seed: int = 0, iterations: int = 150, leaves: int = 8
-) -> Any:
+def boosted_trees(x: NDArray, label: NDArray, weight: NDArray, *, seed: int = 0, iterations: int = 150, leaves: int = 8) -> Any:
     """A gradient-boosted classifier that stops early; shallow, because a density ratio of few events is smooth at best."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -26,6 +24,7 @@ def boosted_trees(
         learning_rate=0.1,
         max_iter=iterations,
         max_leaf_nodes=leaves,
+        max_bins=32 if len(x) < 50_000 else 128,
         min_samples_leaf=max(20, len(x) // 200),
         l2_regularization=1.0,
         early_stopping=len(x) >= 500,

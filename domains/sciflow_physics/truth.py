@@ -91,7 +91,13 @@ def quantile(kind: Kind, feature: str, level: NDArray | float, pt: NDArray | flo
 
 
 def draw(
-    kind: Literal["sim", "data"], rows: int, seed: int, *, negative: float = 0.0, pt: float | None = None, eta: float | None = None
+    kind: Literal["sim", "data"],
+    rows: int,
+    seed: int,
+    *,
+    negative: float = 0.0,
+    pt: float | None = None,
+    eta: float | None = None,
 ) -> xr.Dataset:
     """Rows of the simulation or of the data, one per event.
 

@@ -62,7 +62,9 @@ def positive_weights(
     of what should be subtracted. Where 2 p - 1 < 0 the estimate is clipped: reported, with the region.
 
     `bootstrap` (N,) multiplies the weights. Raises `UserError` if the signed total is not positive.
-    Source: A Neural Resampler for Monte Carlo Reweighting with Preserved Uncertainties, Nachman and Thaler 2020, arXiv 2007.11586.
+
+    Source: A Neural Resampler for Monte Carlo Reweighting with Preserved Uncertainties, Nachman and Thaler 2020,
+    arXiv 2007.11586.
     """
     signed = sample.weight * (1.0 if bootstrap is None else bootstrap)
     if not signed.sum() > 0:
@@ -73,7 +75,7 @@ def positive_weights(
         return signed, WeightReport(len(signed), 0.0, size, size, 0.0)
     x = sample.covariates(categories, features=True)
     _, odds = _cross_fitted(x, ~negative, np.abs(signed), sample.event, seed)
-    excess = np.tanh(odds / 2)  # 2 p - 1
+    excess = _calibrated(odds, np.sign(sample.weight), np.abs(signed))
     weight = np.abs(signed) * np.maximum(excess, 0.0)
     if not weight.sum() > 0:
         raise UserError("negative weights prevail everywhere: there is no positive density to learn; check the sign convention")
@@ -144,14 +146,26 @@ def _cross_fitted(
     for number in range(_CROSS_FITS):
         held = part == number
         if len(np.unique(label[~held & (weight > 0)])) < 2:
-            raise UserError(f"too few events ({len(np.unique(event))}) to learn a weight: every class needs some in each of 3 parts")
+            events = len(np.unique(event))
+            raise UserError(f"too few events ({events}) to learn a weight: every class needs some in each of 3 parts")
         classifier = boosted_trees(x[~held], label[~held], weight[~held], seed=seed)
         odds[held] = classifier.decision_function(x[held]) if held.any() else 0.0
         classifiers.append(classifier)
     return TreeEnsemble.of(*classifiers), odds
 
 
-def _region(sample: Sample, rows: NDArray[np.bool_], names: tuple[str, ...], *, features: bool = True) -> dict[str, tuple[float, float]]:
+def _calibrated(odds: NDArray, sign: NDArray, weight: NDArray) -> NDArray[np.float64]:
+    """E[sign | odds], increasing in the odds: a noisy estimate that is cut off at 0 would be too large where the truth is 0."""
+    from sklearn.isotonic import IsotonicRegression
+
+    used = weight > 0
+    curve = IsotonicRegression(increasing=True, out_of_bounds="clip").fit(odds[used], sign[used], sample_weight=weight[used])
+    return curve.predict(odds)
+
+
+def _region(
+    sample: Sample, rows: NDArray[np.bool_], names: tuple[str, ...], *, features: bool = True
+) -> dict[str, tuple[float, float]]:
     if not rows.any():
         return {}
     table = np.concatenate([sample.x, sample.conditions], axis=1) if features else sample.conditions

@@ -53,6 +53,8 @@ class Spline(Elementwise):
         self.parameters = 3 * bins + 1 if circular else 3 * bins - 1
 
     def __call__(self, x: Tensor, parameters: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        # an alias: parameters may depend on x, and derivatives by "x at fixed parameters" must not follow that path
+        x = x.view_as(x)
         if not self.circular:
             return rational_quadratic(x, parameters, bound=self.bound, inverse=inverse, compiled=self.compiled)
         raw, shift = parameters[:-1], parameters[-1]

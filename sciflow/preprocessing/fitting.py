@@ -15,7 +15,8 @@ from sciflow.preprocessing.statistics import quantile
 
 __all__ = ["FittedCurve", "check", "fit_curve"]
 
-GAP = 0.02
+# distance between the band of a point mass and the continuum, in standard deviations of the latter
+_GAP = 0.02
 
 
 class FittedCurve(NamedTuple):
@@ -45,7 +46,9 @@ def check(columns: Sequence[Column], x: Tensor, weight: Tensor, present: Tensor)
             raise UserError(f"column {column.name!r} is absent in every row (or every weight is 0): drop it or mend its mask")
         bad = int((~torch.isfinite(values)).sum())
         if bad:
-            raise UserError(f"column {column.name!r} has {bad} of {len(values)} values that are not finite; mask or remove them")
+            raise UserError(
+                f"column {column.name!r} has {bad} of {len(values)} values that are not finite; mask or remove them"
+            )
         continuum = _continuum(column, values)
         if len(continuum) == 0:
             raise UserError(f"column {column.name!r} has zero variance: it is {float(values[0]):g} everywhere; drop it")
@@ -54,8 +57,8 @@ def check(columns: Sequence[Column], x: Tensor, weight: Tensor, present: Tensor)
         if bool(outside.any()):
             value = float(continuum[outside][0])
             raise UserError(
-                f"column {column.name!r} has {int(outside.sum())} values outside the range of its transform {column.transform!r} "
-                f"({low:g} to {high:g}), for example {value:g}; change the bounds or declare a point mass"
+                f"column {column.name!r} has {int(outside.sum())} values outside the range of its transform "
+                f"{column.transform!r} ({low:g} to {high:g}), for example {value:g}; change the bounds or declare a point mass"
             )
 
 
@@ -103,7 +106,7 @@ def fit_curve(column: Column, values: Tensor, weight: Tensor, *, uniform: bool) 
     width = probability / height * (1.0 if uniform else 2.0)
     width = min(max(width, 0.5 * deviation), 6 * deviation)
     slope = float(torch.tensor(log_slope).exp())
-    return FittedCurve(origin, span, floor, ceiling, GAP * deviation / slope, width / slope, least)
+    return FittedCurve(origin, span, floor, ceiling, _GAP * deviation / slope, width / slope, least)
 
 
 def _continuum(column: Column, values: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class Preprocessing(nn.Module, Recorded):
     least: Tensor
     gap: Tensor
     width: Tensor
+    lower: Tensor
+    upper: Tensor
 
     def __init__(self, columns: int | Sequence[Column], *, robust: bool = False, noise: str = "triangular") -> None:
         super().__init__()
@@ -84,10 +86,6 @@ class Preprocessing(nn.Module, Recorded):
     def features(self) -> int:
         """Number of columns D."""
         return len(self.columns)
-
-    def to(self, *arguments: object, **keywords: object) -> Preprocessing:
-        """Moves to a device; the precision stays float64, because units need it."""
-        return super().to(*arguments, **keywords)  # type: ignore[arg-type]
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Module.float() and .half() would round the units away: only the device may change

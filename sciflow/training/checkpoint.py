@@ -69,9 +69,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def clean(folder: Path) -> None:
-    """Remove checkpoints and what a killed process left half-written: a new training begins."""
-    for path in (folder / FILE, folder / PREVIOUS, *folder.glob(f"{FILE}.tmp-*")):
+def clean(folder: Path, *, everything: bool) -> None:
+    """Remove what a killed process left half-written, and the checkpoints themselves when a new training begins."""
+    complete = [folder / FILE, folder / PREVIOUS] if everything else []
+    for path in (*complete, *folder.glob(f"{FILE}.tmp-*")):
         path.unlink(missing_ok=True)
 
 

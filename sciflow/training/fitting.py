@@ -15,7 +15,7 @@ from sciflow.training.average import MovingAverage
 from sciflow.training.data import Names, as_batch, check, fingerprint, map_tensors, split, take
 from sciflow.training.loss import LossModule
 from sciflow.training.objective import Batch, MaximumLikelihood, Objective
-from sciflow.training.processes import process_count
+from sciflow.training.processes import process_count, process_rank
 from sciflow.training.result import FitResult
 from sciflow.training.schedule import Schedule
 from sciflow.training.settings import Settings
@@ -24,6 +24,7 @@ from sciflow.training.trainer import Trainer
 __all__ = ["fit"]
 
 _PRECISIONS = {None: None, "float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
 def fit(
@@ -150,8 +151,8 @@ def fit(
                 _check_same(state["arguments"], arguments)
                 trainer.restore(state)
                 trainer.file = str(settings.folder / checkpoints.FILE)
-            elif process_count() == 1 or fabric.global_rank == 0:
-                checkpoints.clean(settings.folder)
+            if process_rank() == 0:
+                checkpoints.clean(settings.folder, everything=state is None)
         return trainer.run()
 
 
@@ -160,11 +161,14 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
     batch = check(as_batch(data), names)
     if batch.index is None:
         batch = batch._replace(index=torch.arange(len(batch.x), device=batch.x.device))
-    dequantise: Any = getattr(flow, "dequantise", None)
+    # a flow over physical units computes its preprocessing in float64 itself: its rows keep their precision
+    physical = hasattr(flow, "dequantise") or hasattr(flow, "preprocessing")
+    dequantise: Any = getattr(flow, "dequantise", None) or getattr(getattr(flow, "preprocessing", None), "dequantise", None)
     if dequantise is not None:
         mask = {} if batch.mask is None else {"mask": batch.mask}
-        # such a flow computes the preprocessing in float64 itself
-        return batch._replace(x=dequantise(batch.x, batch.index, **mask))
+        batch = batch._replace(x=dequantise(batch.x, batch.index, **mask))
+    if physical:
+        return batch if dequantise is not None else batch._replace(x=batch.x.to(dtype))
 
     def convert(leaf: Tensor) -> Tensor:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
@@ -189,6 +193,8 @@ def _device(fabric: Any, device: torch.device) -> torch.device:
         return device
     if fabric.world_size != process_count():
         raise UserError(f"the fabric has {fabric.world_size} processes but was not launched: call fabric.launch() first")
+    if type(fabric.strategy).__name__ not in _STRATEGIES:
+        raise UserError(f"the fabric's strategy is {type(fabric.strategy).__name__}: weights may not be sharded, choose 'ddp'")
     return fabric.device
 
 

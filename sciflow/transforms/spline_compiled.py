@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.exc
 from torch import Tensor
 
 from sciflow.errors import UserError
@@ -16,7 +18,9 @@ from sciflow.transforms.spline_function import slopes
 __all__ = ["backward_compiled", "forward_compiled"]
 
 
-def forward_compiled(x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool) -> tuple[Tensor, Tensor, tuple[()]]:
+def forward_compiled(
+    x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool
+) -> tuple[Tensor, Tensor, tuple[()]]:
     """y and log |dy/dx|; the backward keeps nothing."""
     run = _compiled(False, parameters.shape[0], x.dtype, bound, circular, inverse)
     y, ladj = _guarded(run, _flat(x), _columns(parameters))
@@ -40,12 +44,13 @@ def backward_compiled(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Detached, contiguous, one axis: one graph serves every batch, and no guard sees gradients or strides."""
-    return x.detach().reshape(-1)
+    """One contiguous axis without history: one graph serves every batch. A view, or a detached tensor (a view too), would
+    not do: its guards look at the shape of what it is a view of."""
+    return x.contiguous().view(-1).data
 
 
 def _columns(parameters: Tensor) -> Tensor:
-    return parameters.detach().reshape(parameters.shape[0], -1)
+    return parameters.contiguous().view(parameters.shape[0], -1).data
 
 
 @functools.cache
@@ -53,9 +58,8 @@ def _compiled(backward: bool, rows: int, dtype: torch.dtype, bound: float, circu
     bins = (rows + (not circular)) // 3
 
     def body(x: Tensor, parameters: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        if backward:
-            return _backward(x, parameters, *gradients, bins, bound, circular, inverse)
-        return _forward(x, parameters, bins, bound, circular, inverse)
+        options = bins, bound, circular, inverse
+        return _backward(x, parameters, gradients, *options) if backward else _forward(x, parameters, *options)
 
     # dynamo counts graphs per code object and beyond eight of them runs eagerly in silence: give each body its own
     body.__code__ = body.__code__.replace(co_name=f"spline_{'backward' if backward else 'forward'}_{bins}_bins")
@@ -65,15 +69,17 @@ def _compiled(backward: bool, rows: int, dtype: torch.dtype, bound: float, circu
 def _guarded(run: Callable[..., Any], *arguments: Tensor) -> Any:
     try:
         return run(*arguments)
-    except (torch._dynamo.exc.TorchDynamoException, ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the compiled spline cannot be built here ({reason}): use compiled=False or install a C++ compiler") from error
+    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, ImportError, OSError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+        raise UserError(
+            f"the compiled spline cannot be built here ({reason}): use compiled=False or install a C++ compiler"
+        ) from error
 
 
 def _shares(rows: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Exponentials and the inverse of their sum."""
     top = functools.reduce(torch.maximum, rows)
-    exponentials = [torch.exp(row - top) for row in rows]
+    exponentials = [torch.exp2((row - top) * (1 / math.log(2))) for row in rows]  # a third of the time of exp
     return exponentials, 1 / functools.reduce(torch.add, exponentials)
 
 
@@ -112,8 +118,9 @@ def _forward(x: Tensor, p: Tensor, bins: int, bound: float, circular: bool, inve
 
 
 def _backward(
-    x: Tensor, p: Tensor, grad_y: Tensor, grad_ladj: Tensor, bins: int, bound: float, circular: bool, inverse: bool
+    x: Tensor, p: Tensor, gradients: tuple[Tensor, ...], bins: int, bound: float, circular: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
+    grad_y, grad_ladj = gradients
     inside = None if circular else x.abs() < bound
     point = wrap(x, bound) if inside is None else x.clamp(-bound, bound)
     across, up, beyond, at, index = _locate(point, p, bins, bound, circular, inverse)
@@ -123,14 +130,13 @@ def _backward(
     s = slopes(point, at, a, c, inverse)
     scale, step = 2 * bound * (1 - SMALLEST_BIN), 2 * bound * SMALLEST_BIN / bins
     # is the point's bin k: at or beyond its left edge, not beyond its right one
-    own = [
-        ~beyond[0] if k == 0 else beyond[-1] if k == bins - 1 else beyond[k - 1] & ~beyond[k] for k in range(bins)
-    ]
+    own = [~beyond[0] if k == 0 else beyond[-1] if k == bins - 1 else beyond[k - 1] & ~beyond[k] for k in range(bins)]
     rows = []
     halves = ((across, at.x, at.width, s.x, s.width), (up, at.y, at.height, s.y, s.height))
     for (exponentials, inverse_sum), edge, size, grad_edge, grad_size in halves:
         mean = grad_edge * (edge + bound - index * step) + grad_size * (size - step)
-        right, here, left = -mean * inverse_sum, (grad_size * scale - mean) * inverse_sum, (grad_edge * scale - mean) * inverse_sum
+        right, here = -mean * inverse_sum, (grad_size * scale - mean) * inverse_sum
+        left = (grad_edge * scale - mean) * inverse_sum
         for k in range(bins):
             factor = torch.where(own[k], here, right)
             rows.append(exponentials[k] * (torch.where(beyond[k], left, factor) if k < bins - 1 else factor))

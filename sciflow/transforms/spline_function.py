@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sciflow.transforms.spline_formula import DERIVATIVE_LIMIT, SMALLEST_BIN, Bin, derivative, evaluate, invert, plain, solve, wrap
+from sciflow.transforms.spline_formula import (
+    DERIVATIVE_LIMIT,
+    SMALLEST_BIN,
+    Bin,
+    derivative,
+    evaluate,
+    invert,
+    plain,
+    solve,
+    wrap,
+)
 
 __all__ = ["Spline", "backward_eager", "forward_eager", "slopes"]
 
@@ -63,7 +73,13 @@ def slopes(point: Tensor, at: Bin, grad_y: Tensor, grad_ladj: Tensor, inverse: b
     grad_right = cn * zz - hq * (r * zz + at.left * q) - common
     grad_rw = grad_r / at.width
     return Slopes(
-        grad_input, grad_x, grad_x * z - grad_rw * r, b, b * a + grad_rw, grad_left * _knot(at.left), grad_right * _knot(at.right)
+        grad_input,
+        grad_x,
+        grad_x * z - grad_rw * r,
+        b,
+        b * a + grad_rw,
+        grad_left * _knot(at.left),
+        grad_right * _knot(at.right),
     )
 
 
@@ -196,7 +212,7 @@ class Spline(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_ladj: Tensor) -> Any:  # type: ignore[override]
         x, parameters, *kept = ctx.saved_tensors
-        batched = torch._C._functorch.is_batchedtensor(grad_y) or torch._C._functorch.is_batchedtensor(grad_ladj)
+        batched = any(_is_batched(grad) for grad in (grad_y, grad_ladj))
         if torch.is_grad_enabled() or batched:
             wanted = [tensor for tensor, needed in zip((x, parameters), ctx.needs_input_grad, strict=False) if needed]
             with torch.enable_grad():
@@ -207,3 +223,8 @@ class Spline(torch.autograd.Function):
         else:
             grads = list(ctx.bodies[1](x.detach(), parameters.detach(), grad_y, grad_ladj, tuple(kept), *ctx.options))
         return *grads, None, None, None, None
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether it is one of many at once, by `torch.func.vmap` or by `is_grads_batched`."""
+    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)

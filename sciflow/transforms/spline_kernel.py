@@ -58,13 +58,10 @@ def rational_quadratic(
     """
     bins = bins_of(parameters, circular)
     if parameters.shape[1:] != x.shape:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, the parameters {tuple(parameters.shape)}: expected {(parameters.shape[0], *x.shape)}"
-        )
+        expected = (parameters.shape[0], *x.shape)
+        raise ValueError(f"x has shape {tuple(x.shape)}, the parameters {tuple(parameters.shape)}: expected {expected}")
     if x.dtype in (torch.bfloat16, torch.float16):
-        y, ladj = rational_quadratic(
-            x.float(), parameters, bound=bound, circular=circular, inverse=inverse, compiled=compiled
-        )
+        y, ladj = rational_quadratic(x.float(), parameters, bound=bound, circular=circular, inverse=inverse, compiled=compiled)
         return y.to(x.dtype), ladj.to(x.dtype)
     if parameters.dtype != x.dtype:
         parameters = parameters.to(x.dtype)

@@ -50,6 +50,11 @@ def value():
     return 7
 
 @toy.command()
+@click.pass_context
+def verdict(ctx):
+    ctx.exit(3)
+
+@toy.command()
 def lines():
     for number in range(200_000):
         click.echo(number)
@@ -199,6 +204,7 @@ def test_debug_through_the_environment(toy, capsys, monkeypatch):
 
 def test_what_a_command_returns_is_no_exit_code(toy):
     assert run(["toy", "value"]) == 0
+    assert run(["toy", "verdict"]) == 3  # but an exit code that it asks for is
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])

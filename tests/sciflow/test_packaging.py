@@ -62,6 +62,12 @@ def test_every_direct_dependency_is_pinned():
     assert _names(PROJECT["dependencies"] + optional) - pinned == {"sciflow", "setuptools"}
 
 
+def test_generated_data_sets_name_a_script_of_this_project():
+    registry = tomllib.loads((ROOT / "sciflow" / "registry.toml").read_text())
+    scripts = {name: entry["script"] for name, entry in registry.items() if entry.get("generated")}
+    assert {name: script for name, script in scripts.items() if not (ROOT / script).is_file()} == {}
+
+
 def test_one_version_everywhere():
     version = sciflow.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -126,11 +126,15 @@ class CsvSource(Source):
         commas = len(self.names) - 1
         for row, line in enumerate(lines, first):
             if line.count(b",") != commas and (b'"' not in line or len(self._split(line)) != len(self.names)):
-                raise UserError(f"{self.path}: row {row} has {len(self._split(line))} of {len(self.names)} fields: {line[:60]!r}")
+                raise UserError(
+                    f"{self.path}: row {row} has {len(self._split(line))} of {len(self.names)} fields: {line[:60]!r}"
+                )
 
     @staticmethod
     def _split(line: bytes) -> list[str]:
-        return [field.strip() for field in next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], skipinitialspace=True), [])]
+        return [
+            field.strip() for field in next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], skipinitialspace=True), [])
+        ]
 
 
 def _exact(version: str) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def test_flat_rows(tmp_path) -> None:
 
 
 def test_suffixed_columns_become_rows(tmp_path) -> None:
-    frame = pd.DataFrame({"e": [7, 8, 9], "pt1": [1.0, 2, 3], "pt2": [4.0, 5, 6], "x1": [10.0, 20, 30], "x2": [40.0, 50, 60], "m": [1.0, 2, 3]})
+    frame = pd.DataFrame(
+        {"e": [7, 8, 9], "pt1": [1.0, 2, 3], "pt2": [4.0, 5, 6], "x1": [10.0, 20, 30], "x2": [40.0, 50, 60], "m": [1.0, 2, 3]}
+    )
     frame.to_csv(tmp_path / "a.csv", index=False)
     roles = Roles.from_text(
         """
@@ -68,10 +70,9 @@ def _jagged_file(path) -> None:
     with uproot.recreate(path) as file:
         lists = ak.Array([[1.0, 2.0, 3.0], [], [4.0], [5.0, 6.0]])
         file.mktree("Events", {"Mu": "var * {pt: float64, iso: float32}", "best": "int32", "met": "float32"})
-        file["Events"].extend(
-            {"Mu": ak.zip({"pt": lists, "iso": ak.values_astype(lists / 10, "float32")}), "best": np.array([2, -1, 0, 1], np.int32),
-             "met": np.array([1, 2, 3, 4], np.float32)}
-        )  # fmt: skip
+        muons = ak.zip({"pt": lists, "iso": ak.values_astype(lists / 10, "float32")})
+        best, met = np.array([2, -1, 0, 1], np.int32), np.array([1, 2, 3, 4], np.float32)
+        file["Events"].extend({"Mu": muons, "best": best, "met": met})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,9 @@ def _jagged_file(path) -> None:
 )
 def test_jagged_branches(objects: str, entries: list[int], positions: list[int], tmp_path) -> None:
     _jagged_file(tmp_path / "a.root")
-    roles = Roles.from_text(f"[objects]\n{objects}\n[features.iso]\ncolumn = 'Mu_iso'\n[conditions.met]\n[auxiliary.pt]\ncolumn = 'Mu_pt'")
+    roles = Roles.from_text(
+        f"[objects]\n{objects}\n[features.iso]\ncolumn = 'Mu_iso'\n[conditions.met]\n[auxiliary.pt]\ncolumn = 'Mu_pt'"
+    )
     whole = read(tmp_path / "a.root", roles)
     assert whole["entry"].values.tolist() == entries and whole["object"].values.tolist() == positions
     start = {0: 1.0, 2: 4.0, 3: 5.0}
@@ -268,7 +271,8 @@ def test_real_root_files(science_data) -> None:
     np.testing.assert_array_equal(rows["pt"].values[1::2], tree["pt2"].array(library="np")[passed])
     assert set(rows["category"].values) <= {"GT", "GG", "TT"}
     jagged = Roles.from_text(
-        "[objects]\njagged = true\nindex = 'argmax(Muon_E)'\n[weight]\ncolumn = 'EventWeight'\n[features.iso]\ncolumn = 'Muon_Iso'"
+        "[objects]\njagged = true\nindex = 'argmax(Muon_E)'\n[weight]\ncolumn = 'EventWeight'\n"
+        "[features.iso]\ncolumn = 'Muon_Iso'"
     )
     rows = read(science_data / "physics" / "uproot-HZZ.root", jagged)
     tree = uproot.open(science_data / "physics" / "uproot-HZZ.root")["events"].arrays(["Muon_Iso", "Muon_E", "EventWeight"])

@@ -46,7 +46,7 @@ def test_pipeline_writes_model_ntuple_and_report(tmp_path):
 
 
 def test_a_missing_embedded_sample_says_so(monkeypatch):
-    monkeypatch.setattr(demo, "DATA", "nowhere.parquet")
+    monkeypatch.setattr(demo, "SIMULATION", "nowhere.parquet")
     with pytest.raises(UserError, match=r"nowhere.parquet: missing from this installation"):
         demo.pair()
 

@@ -16,7 +16,9 @@ from sciflow_physics.roles import Roles
 
 from sciflow.errors import UserError
 
-ROLES = Roles.from_text("[features.x]\n[conditions.pt]\n[category]\ncolumn = 'type'\n[event]\nid = ['event']\n[weight]\ncolumn = 'w'")
+ROLES = Roles.from_text(
+    "[features.x]\n[conditions.pt]\n[category]\ncolumn = 'type'\n[event]\nid = ['event']\n[weight]\ncolumn = 'w'"
+)
 N = 1000
 
 
@@ -189,7 +191,16 @@ def test_csv_details(tmp_path) -> None:
 
 def test_parquet_lists_and_missing_values(tmp_path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"pt": pa.array([[1.0, 2.0], [], [3.0]]), "x": pa.array([1, None, 3]), "when": pa.array([1, 2, 3], pa.timestamp("s"))}), path)
+    pq.write_table(
+        pa.table(
+            {
+                "pt": pa.array([[1.0, 2.0], [], [3.0]]),
+                "x": pa.array([1, None, 3]),
+                "when": pa.array([1, 2, 3], pa.timestamp("s")),
+            }
+        ),
+        path,
+    )
     rows = read(path, Roles.from_text("[objects]\njagged = true\n[features.pt]"))
     assert rows["pt"].values.tolist() == [1, 2, 3] and rows["entry"].values.tolist() == [0, 0, 2]
     with pytest.raises(UserError, match="column 'x' has 1 NaN or infinite values, the first at entry 1"):

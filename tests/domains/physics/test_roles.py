@@ -129,7 +129,9 @@ def test_missing_columns_are_named_with_those_that_are_there() -> None:
     roles = Roles.from_text(FULL)
     have = ["Run", "Event", "e", "p", "flag", "w", "type1", "type2", "HoverE1", "HoverE2", "preshower1", "preshower2"]
     have += ["r9_1", "r9_2", "pt1", "pt2", "eta1", "eta2"]
-    with pytest.raises(UserError, match=r"f\.root: no column 'r9' \(nor r91 and 2\).*\[features\.r9\].*the file has Run, Event"):
+    with pytest.raises(
+        UserError, match=r"f\.root: no column 'r9' \(nor r91 and 2\).*\[features\.r9\].*the file has Run, Event"
+    ):
         roles.columns(have, "f.root")
     have = [name.replace("_", "") for name in have]
     assert roles.columns([*have, "other"], "f.root") == have
@@ -144,7 +146,7 @@ def test_the_optional_event_id() -> None:
 
 
 def test_presets() -> None:
-    with pytest.raises(UserError, match="did you mean 'zee'?"):
+    with pytest.raises(UserError, match=r"did you mean .zee.\?"):
         Roles.preset("ze")
     assert Roles.preset("zee").auxiliary["m_ee"].unit == "GeV"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def test_copies_keep_every_original_bit_and_add_columns(suffix: str, target: str
 
 
 def test_csv_lines_are_kept_as_they_are(tmp_path) -> None:
-    (tmp_path / "a.csv").write_text("x,note\r\n1.50,\"a,b\"\r\n+2e0,c\r\n")
+    (tmp_path / "a.csv").write_text('x,note\r\n1.50,"a,b"\r\n+2e0,c\r\n')
     roles = Roles.from_text("[features.x]")
     apply_file(Doubles(roles), tmp_path / "a.csv", tmp_path / "b.csv", roles)
     lines = (tmp_path / "b.csv").read_text().splitlines()
@@ -185,7 +186,9 @@ def test_lists_per_event_come_back_as_lists(target: str, index: str, tmp_path) -
     values = ak.unflatten(np.arange(counts.sum()) / 10, counts)
     with uproot.recreate(tmp_path / "a.root") as file:
         file.mktree("t", {"Ph": "var * {iso: float64, pt: float64}", "Jet_e": "var * float64", "best": "int32"})
-        file["t"].extend({"Ph": ak.zip({"iso": values, "pt": values}), "Jet_e": values[::-1], "best": (counts - 1).astype(np.int32)})
+        file["t"].extend(
+            {"Ph": ak.zip({"iso": values, "pt": values}), "Jet_e": values[::-1], "best": (counts - 1).astype(np.int32)}
+        )
     roles = Roles.from_text(f"[objects]\njagged = true\nselection = 'Ph_iso > 1'\n{index}\n[features.iso]\ncolumn = 'Ph_iso'")
     mode = "friend" if target.startswith("friend") else "copy"
     apply_file(Doubles(roles), tmp_path / "a.root", tmp_path / target, roles, mode=mode, rows_per_chunk=7)
@@ -240,7 +243,7 @@ def test_parts() -> None:
     for entries, n in ((10, 3), (7, 7), (1000, 13)):
         bounds = [part(entries, i, n) for i in range(1, n + 1)]
         assert bounds[0][0] == 0 and bounds[-1][1] == entries
-        assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
     for i, n in ((0, 3), (4, 3), (1, 0)):
         with pytest.raises(UserError, match="the first number goes from 1"):
             part(10, i, n)

@@ -28,6 +28,11 @@ from sciflow.recorded import build, configuration
 INFINITE = math.inf
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def mixture() -> Mixture:
     base = Mixture(2, 3, seed=1).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Trainings that tests start as processes of their own: `python jobs.py killed|pair ...`."""
+"""Trainings that tests start as processes of their own: `python jobs.py killed|pair|diverged folder output`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sciflow.training import Batch, Constrained, Constraint, FitResult, MaximumLikelihood, fit, weighted_mean
+from sciflow.training import Batch, Constrained, Constraint, FitResult, MaximumLikelihood, TrainingDiverged, fit, weighted_mean
 
 __all__ = ["Affine", "killed", "pair", "pair_data"]
 
@@ -86,6 +86,26 @@ def pair(folder: str, output: str, *, epochs: int = 3, fabric: Any = None) -> Fi
     return result
 
 
+class Poisoned(MaximumLikelihood):
+    """Not finite for event 200 after some steps: only one of two processes sees it."""
+
+    steps = 0
+
+    def forward(self, flow: nn.Module, batch: Batch) -> Tensor:
+        self.steps += 1
+        assert batch.index is not None
+        return super().forward(flow, batch) + torch.where(batch.index == 200, torch.nan if self.steps > 17 else 0.0, 0.0)
+
+
+def diverged(output: str, fabric: Any) -> None:
+    """Every process has to tell the same rows, and none may wait for ever."""
+    flow = Affine(torch.float64)
+    try:
+        fit(flow, pair_data(), objective=Poisoned(), validation=0, epochs=3, batch_size=16, fabric=fabric)
+    except TrainingDiverged as error:
+        Path(f"{output}.{fabric.global_rank}").write_text(json.dumps(error.rows))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     job, folder, output = sys.argv[1:4]
@@ -96,7 +116,10 @@ def main() -> None:
 
     fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2)
     fabric.launch()
-    pair(folder, output, fabric=fabric)
+    if job == "diverged":
+        diverged(output, fabric)
+    else:
+        pair(folder, output, fabric=fabric)
 
 
 if __name__ == "__main__":

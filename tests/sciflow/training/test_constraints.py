@@ -102,7 +102,7 @@ def test_units_do_not_move_the_optimum() -> None:
 def test_minibatch_noise(kind: str) -> None:
     """C = (mu - 1)^2 + 1 <= 1.25 estimated on 64 rows (noise 0.18): mu = 1.5, lambda = (2 - mu) / (2 (mu - 1)) = 0.5."""
     constraint = getattr(Constraint, kind)(square, 1.25, scale=1.0)
-    flow, entry = train(constraint, Distance(), rate=0.02, batch_size=64, epochs=20)
+    flow, entry = train(constraint, Distance(), rate=0.02, batch_size=64, epochs=15)
     assert (flow.mu.item() - 1) ** 2 + 1 == pytest.approx(1.25, rel=0.02)
     assert entry["multiplier_mean"] == pytest.approx(0.5, rel=0.1)
 

@@ -37,7 +37,10 @@ TRANSFORMS = {
 }
 
 
-@pytest.fixture(params=[(name, inverted) for name in TRANSFORMS for inverted in (False, True)], ids=lambda v: f"{v[0]}{' inv' * v[1]}")
+CASES = [pytest.param((name, inverted), id=name + " inv" * inverted) for name in TRANSFORMS for inverted in (False, True)]
+
+
+@pytest.fixture(params=CASES)
 def case(request):
     """A function from parameters to a transform, and parameters."""
     name, inverted = request.param

@@ -87,9 +87,7 @@ def test_slope_of_the_whole_curve_is_bounded(bins, circular):
     smallest, largest = slope_bounds(bins)
     raw = _extremes(bins, circular)
     x = torch.linspace(-1, 1, 401, dtype=torch.float64)[:-1].unsqueeze(1)
-    _, ladj = rational_quadratic(
-        x.expand(-1, raw.shape[1]), raw.unsqueeze(1).expand(-1, 400, -1), bound=1.0, circular=circular
-    )
+    _, ladj = rational_quadratic(x.expand(-1, raw.shape[1]), raw.unsqueeze(1).expand(-1, 400, -1), bound=1.0, circular=circular)
     assert ladj.exp().min() >= smallest * (1 - 1e-9)
     assert ladj.exp().max() <= largest * (1 + 1e-9)
 
@@ -113,9 +111,7 @@ def test_monotone(spread, inverse, circular):
     x = torch.linspace(-BOUND, BOUND, 10_001)[:-1]
     for dtype, slack in ((torch.float32, 4e-6), (torch.float64, 0.0)):
         raw = _raw(spread, circular=circular, points=20, dtype=dtype).unsqueeze(1).expand(-1, 10_000, -1)
-        y, _ = rational_quadratic(
-            x.to(dtype).unsqueeze(1).expand(-1, 20), raw, bound=BOUND, circular=circular, inverse=inverse
-        )
+        y, _ = rational_quadratic(x.to(dtype).unsqueeze(1).expand(-1, 20), raw, bound=BOUND, circular=circular, inverse=inverse)
         steps = y.diff(dim=0)
         assert steps.min() >= -slack
         assert y.min() >= -BOUND and y.max() <= BOUND + slack
@@ -182,7 +178,8 @@ def test_circle_wraps_into_the_half_open_interval(dtype):
     x = torch.tensor([BOUND, -BOUND, 3 * BOUND, -3 * BOUND, 1e4, -1e4, 4.9999995], dtype=dtype)
     x = torch.cat([x, torch.nextafter(x, x + 1), torch.nextafter(x, x - 1)])
     for inverse in (False, True):
-        y, ladj = rational_quadratic(x, _raw(3, circular=True, points=len(x), dtype=dtype), bound=BOUND, circular=True, inverse=inverse)
+        raw = _raw(3, circular=True, points=len(x), dtype=dtype)
+        y, ladj = rational_quadratic(x, raw, bound=BOUND, circular=True, inverse=inverse)
         assert (y >= -BOUND).all() and (y < BOUND).all() and ladj.isfinite().all()
 
 
@@ -196,8 +193,9 @@ def test_against_another_library(inverse):
     smallest = 0.1 / BINS
     knots = derivative(torch.nn.functional.pad(raw[2 * BINS :].T, (1, 1)))
     least = 1e-3
+    box = (-BOUND, BOUND, -BOUND, BOUND)
     theirs = splines.rational_quadratic_spline(
-        x, logits[0], logits[1], torch.log(torch.expm1(knots - least)), inverse, -BOUND, BOUND, -BOUND, BOUND, smallest, smallest, least
+        x, logits[0], logits[1], torch.log(torch.expm1(knots - least)), inverse, *box, smallest, smallest, least
     )
     ours = rational_quadratic(x, raw, bound=BOUND, inverse=inverse)
     for a, b in zip(ours, theirs, strict=True):

@@ -150,16 +150,16 @@ def test_compile_without_a_compiler_says_so(monkeypatch):
         rational_quadratic(torch.zeros(5), torch.zeros(11, 5), bound=1.0, compiled=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_compiled_serves_every_batch_with_one_graph_per_direction(dtype):
     """Values and gradients, and not one further graph for other batches; the circle is left to the slow test."""
     limit = 1e-3 if dtype == torch.float32 else 1e-10
-    _compare(False, False, True, dtype, limit, shape=(4, 33), bins=4)
+    _compare(False, False, True, dtype, limit, shape=(4, 33), bins=2)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
     for batch in (2, 7, 256, 4096, 1):
-        _compare(False, False, True, dtype, limit, shape=(4, batch), bins=4)
-        x, raw = _problem(False, shape=(4, batch), dtype=dtype, bins=4)
+        _compare(False, False, True, dtype, limit, shape=(4, batch), bins=2)
+        x, raw = _problem(False, shape=(4, batch), dtype=dtype, bins=2)
         with torch.no_grad():
             rational_quadratic(x.T.contiguous().T, raw, bound=BOUND, compiled=True)
         rational_quadratic(x.detach(), torch.nn.Parameter(raw.detach()), bound=BOUND, compiled=True)[0].sum().backward()
