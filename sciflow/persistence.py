@@ -26,9 +26,7 @@ _FORMAT, _VERSION = "sciflow.model", 1
 _CONFIG, _WEIGHTS, _README = "config.json", "weights.safetensors", "README.md"
 
 
-def save(
-    model: nn.Module, folder: str | Path, *, readme: str | None = None, metadata: Mapping[str, Any] | None = None
-) -> Path:
+def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, metadata: Mapping[str, Any] | None = None) -> Path:
     """Save a recorded module as a folder: constructor arguments in JSON, weights in safetensors, a README.
 
     The folder appears whole or not at all; an older model of that name is replaced at once. Saved are parameters and

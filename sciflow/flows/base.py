@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,11 @@ class Flow(nn.Module, Recorded, ABC):
             if not self.maskable:
                 raise ValueError(f"{type(self).__name__} was built without maskable=True but got a mask {tuple(mask.shape)}")
             if mask.dtype != torch.bool or mask.shape[mask.dim() - len(self.event_shape) :] != self.event_shape:
-                raise ValueError(
-                    f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool (..., {_inner(self.event_shape)})"
-                )
+                expected = f"torch.bool (..., {_inner(self.event_shape)})"
+                raise ValueError(f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected {expected}")
         context = self.encoder(condition)
         reference = next(self.parameters(), None)
-        if context is not None and reference is not None and context.dtype != reference.dtype and not torch.is_autocast_enabled():
+        if context is not None and reference is not None and not torch.is_autocast_enabled():
             context = context.to(reference.dtype)
         return FlowDistribution(self, context, mask)
 
@@ -95,7 +94,7 @@ class FlowDistribution(Distribution):
     against the batch shape.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, flow: Flow, context: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -106,7 +105,8 @@ class FlowDistribution(Distribution):
         super().__init__(batch_shape, flow.event_shape, validate_args=False)
 
     def __repr__(self) -> str:
-        return f"{type(self.flow).__name__} distribution(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self.flow).__name__} distribution({shapes})"
 
     @property
     def support(self) -> Any:
@@ -148,7 +148,7 @@ class FlowDistribution(Distribution):
         rows = uniform.expand(*shape, self.uniforms).reshape(-1, self.uniforms)
         return self._from_base(self.flow.base.from_uniform(rows, context, mask), shape, context, mask)
 
-    def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """Draws and their log-density from one pass through the flow."""
         shape = torch.Size(sample_shape) + self.batch_shape
         context, mask = self._bound(shape)
@@ -156,7 +156,7 @@ class FlowDistribution(Distribution):
         z = self.flow.base.rsample(math.prod(shape), context, mask, device=reference.device, dtype=reference.dtype)
         return self._from_base(z, shape, context, mask)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws (*sample_shape, *batch_shape, *event_shape) that carry gradients."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
@@ -176,9 +176,7 @@ class FlowDistribution(Distribution):
             return candidates[0]
         return torch.empty(0) if self.context is None else self.context
 
-    def _from_base(
-        self, z: Tensor, shape: torch.Size, context: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _from_base(self, z: Tensor, shape: torch.Size, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         z = z.to(self._reference().dtype)
         x, ladj = self.flow.to_data(z, context, mask)
         log_prob = self.flow.base.log_prob(z, context, mask) - ladj

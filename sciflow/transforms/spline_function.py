@@ -214,9 +214,11 @@ class Spline(torch.autograd.Function):
         x, parameters, *kept = ctx.saved_tensors
         batched = any(_is_batched(grad) for grad in (grad_y, grad_ladj))
         if torch.is_grad_enabled() or batched:
-            wanted = [tensor for tensor, needed in zip((x, parameters), ctx.needs_input_grad, strict=False) if needed]
             with torch.enable_grad():
-                outputs = plain(x, parameters, *ctx.options)
+                # aliases: where the parameters depend on x (autoregressive layers) that path must not be counted twice
+                inputs = x.view_as(x), parameters.view_as(parameters)
+                outputs = plain(*inputs, *ctx.options)
+            wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
             create = torch.is_grad_enabled()
             found = iter(torch.autograd.grad(outputs, wanted, (grad_y, grad_ladj), create_graph=create))
             grads = [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
