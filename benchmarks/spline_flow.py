@@ -38,6 +38,17 @@ def sciflow_subject(x: Tensor, c: Tensor, *, compiled: bool = False) -> Subject:
     return Subject(list(flow.parameters()), lambda: flow(c).log_prob(x), lambda: flow(c).sample())
 
 
+def networks_subject(x: Tensor, c: Tensor) -> Subject:
+    """sciflow's networks without splines: what no spline, however fast, can beat."""
+    flow = NeuralSplineFlow(FEATURES, CONDITIONS, TRANSFORMS, BINS, HIDDEN, bound=BOUND)
+    inputs = torch.cat((x[:, : FEATURES // 2], c), 1).T.contiguous()
+
+    def run() -> Tensor:
+        return torch.stack([layer.network(inputs).sum(0) for layer in flow.layers]).sum(0)  # type: ignore[operator,union-attr]
+
+    return Subject(list(flow.parameters()), run, run)
+
+
 def zuko_subject(x: Tensor, c: Tensor) -> Subject:
     import zuko
 
@@ -146,6 +157,7 @@ def main() -> None:
     subjects = {"sciflow": sciflow_subject(x, c)}
     if options.compile:
         subjects["sciflow, compiled"] = sciflow_subject(x, c, compiled=True)
+    subjects["sciflow's networks alone"] = networks_subject(x, c)
     subjects |= {"nflows": nflows_subject(x, c), "zuko": zuko_subject(x, c), "normflows": normflows_subject(x, c)}
     times, ratios = compare(subjects, options.repeats)
     memory = {name: peak_memory(backward(subject)) for name, subject in subjects.items()}
@@ -174,7 +186,7 @@ def main() -> None:
 
 def two_threads(subjects: dict[str, Subject], repeats: int) -> list[str]:
     torch.set_num_threads(2)
-    chosen = {name: subject for name, subject in subjects.items() if name.startswith("sciflow") or name == "nflows"}
+    chosen = {name: subject for name, subject in subjects.items() if name in ("sciflow", "sciflow, compiled", "nflows")}
     head = "| flow | " + " | ".join(MODES) + " |"
     lines = ["Two threads, wall clock (median; sensitive to other processes):", "", head, "|---" * 4 + "|"]
     cells: dict[str, list[str]] = {name: [] for name in chosen}

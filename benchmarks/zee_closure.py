@@ -33,7 +33,7 @@ from sciflow.errors import UserError
 from sciflow.files import replacing
 
 FILES = {"data": "Zee_Run2011A_early.csv", "simulation": "Zee_sim_pythia8_7TeV.csv"}
-SETTINGS: dict[str, Any] = {"folds": 5, "members": 0}
+SETTINGS: dict[str, Any] = {"folds": 8, "members": 0, "epochs": 20, "normal_scores": True}
 
 _log = logging.getLogger("zee_closure")
 
@@ -197,8 +197,8 @@ def main() -> None:
             chosen, held_out = roles(subtract=options.get("subtract", False)), options.get("held_out", False)
             runs[seed] = study(arguments.data, chosen, seed, bootstrap=arguments.bootstrap, held_out=held_out, report=report)
             _log.info("%s, seed %d, %.0f s: %s", title, seed, runs[seed]["seconds"], runs[seed]["certificate"])
+            write(arguments, [*text, *table(runs, title)])
         text += table(runs, title)
-        write(arguments, text)
 
 
 def write(arguments: argparse.Namespace, tables: list[str]) -> None:

@@ -16,6 +16,7 @@ from sciflow.errors import UserError
 from sciflow.training import Batch, FitResult, Objective, fit
 from sciflow_physics.conditional import Identified, conditional_batch, identified
 from sciflow_physics.model import Correction
+from sciflow_physics.redrawn import scores_of
 from sciflow_physics.roles import Roles
 from sciflow_physics.sample import Sample, categories_of, fold_of, poisson, sample_of
 from sciflow_physics.transport import Transport
@@ -71,6 +72,7 @@ def fit_correction(
     bins: int = 8,
     hidden: Sequence[int] = (64, 64),
     kind: str = "coupling",
+    normal_scores: bool = False,
     progress: bool = True,
     **constraints: Any,
 ) -> Correction:
@@ -86,12 +88,16 @@ def fit_correction(
         folds: at least 2 for cross-fitting; 1 trains one model on everything.
         members: bootstrap members, 0 for no band, else at least 2.
         validation: fraction of events held out in each training, for the best epoch and early stopping (`patience`).
+        normal_scores: settle the marginals of each sample and category before the flow ("switch"), see `Marginals`: for
+            small samples, for categories that differ, and for features with a threshold.
         constraints: of the conditional method, see `sciflow_physics.conditional.Identified`.
 
     Raises `UserError` for unusable arguments, columns or weights.
     """
     if method not in ("switch", "conditional"):
         raise UserError(f"method {method!r} is not one of switch, conditional")
+    if method != "switch" and normal_scores:
+        raise UserError(f"normal_scores = True needs the method 'switch', not {method!r}")
     unknown = sorted(set(constraints) - set(Identified._fields if method == "conditional" else ()))
     if unknown:
         raise UserError(f"the method {method!r} does not take {', '.join(unknown)}")
@@ -100,7 +106,8 @@ def fit_correction(
     categories = categories_of(roles, sim, data)
     flow = {"transforms": transforms, "bins": bins, "hidden": list(hidden), "kind": kind}
     correction = Correction(
-        roles.to_dict(), categories=categories, method=method, folds=folds, members=members, seed=seed, flow=flow
+        roles.to_dict(), categories=categories, method=method, folds=folds, members=members, seed=seed, flow=flow,
+        normal_scores=normal_scores,
     )
     options = Training(
         epochs,
@@ -165,27 +172,27 @@ def _fit_fold(
     held = torch.from_numpy(fold_of(both.event, 10_000, seed + 31) < options.validation * 10_000)
     results = []
     for member, flow in enumerate(model.flows):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if member:
-                flow.load_state_dict(model.flows[0].state_dict())
-            else:
-                _initialise(flow)
-        if member:
+        if member == 0:
+            _initialise(flow, seed)
+        else:
+            flow.load_state_dict(model.flows[0].state_dict())
             resampled = weighted(sim, data, roles, categories, seed=seed, member=member)
             weight = torch.from_numpy(np.concatenate([resampled.sim, resampled.data]))
         epochs = options.member_epochs if member else options.epochs
         arrays = z.float(), context.float(), weight.float(), mask if model.maskable else None
         if model.method == "switch":
             switch = torch.cat([-torch.ones(rows), torch.ones(len(weight) - rows)])[:, None]
-            batch, own, objective = Batch(arrays[0], torch.cat([arrays[1], switch], 1), *arrays[2:]), torch.arange(len(z)), None
+            own, scores = torch.arange(len(z)), arrays[0]
+            objective: Objective | None = None
+            if len(model.marginals):
+                scores, objective = scores_of(model, member, both, z, weight, mask, rows)
+            batch = Batch(scores, torch.cat([arrays[1], switch], 1), *arrays[2:], own)
         else:
             settings = Identified(**constraints)
             batch, own = conditional_batch(*arrays, rows, settings, len(categories), seed + member)
             objective = identified(settings, z.shape[1], context.shape[1])
         results.append(_train(flow, batch, held[own], options, epochs, seed + member, objective))
     _learn_support(model, z, both, mask, rows)
-    _log.info("fold trained: %s", results[0])
     return {
         "weights": {name: report.to_dict() for name, report in nominal.reports.items()},
         "members": [{"epoch": r.best_epoch, "loss": r.best_validation_loss, "seconds": r.seconds} for r in results],
@@ -202,7 +209,8 @@ def _train(
     def part(rows: torch.Tensor) -> Batch:
         mask = None if batch.mask is None else batch.mask[rows]
         assert batch.weight is not None
-        return Batch(batch.x[rows], batch.condition[rows], batch.weight[rows], mask)
+        index = None if batch.index is None else batch.index[rows]
+        return Batch(batch.x[rows], batch.condition[rows], batch.weight[rows], mask, index)
 
     parts = part(used & ~held), part(used & held)
     return fit(
@@ -212,12 +220,14 @@ def _train(
     )  # fmt: skip
 
 
-def _initialise(flow: torch.nn.Module) -> None:
-    """Draw the weights anew from the current random state, so that a correction depends on its seed alone."""
-    for module in flow.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+def _initialise(flow: torch.nn.Module, seed: int) -> None:
+    """Draw the weights anew, so that a correction depends on its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in flow.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 @torch.no_grad()
@@ -232,10 +242,11 @@ def _learn_support(model: Transport, z: torch.Tensor, both: Sample, mask: torch.
     # the whole band of a point mass is inside, wherever its random numbers fell
     masses = model.features.mass == model.features.mass
     model.lower[:size] = torch.where(masses, model.lower[:size] - 1.0, model.lower[:size])
-    context, _ = model.context(torch.from_numpy(both.conditions[:rows]), torch.from_numpy(both.category[:rows]))
+    category = torch.from_numpy(both.category[:rows])
+    context, _ = model.context(torch.from_numpy(both.conditions[:rows]), category)
+    parts = zip(*(whole.split(8192) for whole in (z[:rows], context, category, mask[:rows])), strict=True)
     densities = [
-        model.map(0, part, given, torch.zeros_like(part), there)[1].min()
-        for part, given, there in zip(z[:rows].split(8192), context.split(8192), mask[:rows].split(8192), strict=True)
+        model.map(0, part, given, codes, torch.zeros_like(part), there)[1].min() for part, given, codes, there in parts
     ]
     model.least.fill_(float(torch.stack(densities).min()) - 1e-3)
 

@@ -34,7 +34,8 @@ class Marginals(nn.Module, Recorded):
         groups: number of groups.
         knots: number of knots K per group and feature.
 
-    Before `fit` it is the identity. In the classification of arXiv:2302.12024 this is a preprocessing, not part of the flow.
+    Before `fit` it is the identity.
+    Source: the marginal step of Gaussianization, Chen and Gopinath, 2000 (Advances in Neural Information Processing 13).
     """
 
     point: Tensor

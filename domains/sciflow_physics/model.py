@@ -57,6 +57,7 @@ class Correction(nn.Module, Recorded):
         members: int = 4,
         seed: int = 0,
         flow: Mapping[str, Any] | None = None,
+        normal_scores: bool = False,
         trees: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class Correction(nn.Module, Recorded):
                 method=method,
                 members=members,
                 flow=flow or {"hidden": (64, 64)},
+                normal_scores=normal_scores,
                 trees=(0, 1, 0) if trees is None else trees[fold],
             )
             for fold in range(folds)

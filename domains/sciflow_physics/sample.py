@@ -88,7 +88,7 @@ def fold_of(event: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.i
     """The fold of each event, 0 ... folds - 1: a hash of the event's number, the same in any file, order or chunk.
 
     >>> fold_of(np.array([163286, 7, 163286]), 2).tolist()
-    [0, 1, 0]
+    [1, 0, 1]
     """
     return np.floor(_uniform(event, seed, "fold") * folds).astype(np.int64)
 

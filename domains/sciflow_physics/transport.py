@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sciflow.flows import NeuralSplineFlow
 from sciflow.preprocessing import Column, Preprocessing
 from sciflow.recorded import Recorded
+from sciflow_physics.marginals import Marginals
 from sciflow_physics.trees import TreeEnsemble
 
 __all__ = ["Transport", "columns_of"]
@@ -34,7 +35,8 @@ class Transport(nn.Module, Recorded):
 
         z' = T^{-1}(T(z; c, -1); c, +1),
 
-    which at fixed condition c morphs the simulated distribution into that of the data and leaves c alone.
+    which at fixed condition c morphs the simulated distribution into that of the data and leaves c alone. With
+    `normal_scores` T acts on the normal scores of sample and category (`Marginals`): it is left with dependences.
     "conditional": a flow p(z' | z, c); z' = T^{-1}(noise; z, c) with the noise of the row.
 
     Arguments:
@@ -44,6 +46,7 @@ class Transport(nn.Module, Recorded):
         method: "switch" or "conditional".
         members: number of bootstrap members, beside the nominal one.
         flow: arguments of `sciflow.flows.NeuralSplineFlow`: transforms, bins, hidden, kind.
+        normal_scores: whether marginals are settled before the flow ("switch").
         trees: sizes (trees, nodes, depth) of the classifier that matches the conditions' spectrum.
     """
 
@@ -61,6 +64,7 @@ class Transport(nn.Module, Recorded):
         method: str,
         members: int,
         flow: Mapping[str, Any],
+        normal_scores: bool = False,
         trees: Sequence[int] = (0, 1, 0),
     ) -> None:
         super().__init__()
@@ -71,6 +75,10 @@ class Transport(nn.Module, Recorded):
         context += 1 if method == "switch" else size * (2 if maskable else 1)
         settings = {**flow, "hidden": tuple(flow["hidden"])}
         self.flows = nn.ModuleList(NeuralSplineFlow(size, context, maskable=maskable, **settings) for _ in range(1 + members))
+        # one per flow: a bootstrap member has marginals of its own
+        self.marginals = nn.ModuleList(
+            Marginals(size, 2 * max(categories, 1)) for _ in range(1 + members if normal_scores else 0)
+        )
         self.ratio = TreeEnsemble(*trees)
         # the box of the training conditions and features, standardised, and the least likely simulated training event
         self.register_buffer("lower", torch.full((size + len(conditions),), -_BOX, dtype=torch.float64))
@@ -97,17 +105,37 @@ class Transport(nn.Module, Recorded):
         inside = inside if mask is None else inside | ~mask
         return z.clamp(-_BOX, _BOX), inside.all(1)
 
-    def map(self, member: int, z: Tensor, context: Tensor, noise: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def groups(self, category: Tensor) -> tuple[Tensor, Tensor]:
+        """The groups of `Marginals` that simulated and data rows of these categories belong to, (N,) each."""
+        known = category.clamp_min(0)
+        return known, known + max(self.categories, 1)
+
+    @property
+    def bands(self) -> Tensor:
+        """The ends of the band of each point mass, standardised (D, 2); nan without one."""
+        features = self.features
+        top = features.edge - features.gap
+        ends = torch.stack([features.curves((top - width)[None])[0][0] for width in (features.width, 0.0)], 1)
+        ends = (ends - features.mean[:, None]) / features.scale[:, None]
+        return torch.where((features.mass == features.mass)[:, None], ends, float("nan"))
+
+    def map(
+        self, member: int, z: Tensor, context: Tensor, category: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Corrected standardised features (N, D) and the log-density of the input (N,) (0 for "conditional")."""
         flow: Any = self.flows[member]
         mask = mask if self.maskable else None
         dtype = next(flow.parameters()).dtype
-        z, context = z.to(dtype), context.to(dtype)
+        before, z, context = z, z.to(dtype), context.to(dtype)
         if self.method == "switch":
+            if len(self.marginals):
+                z = self.marginals[member](before, self.groups(category)[0], mask).to(dtype)
             switch = torch.ones_like(z[:, :1])  # no len(): exported graphs keep the batch open
             latent, ladj = flow.to_latent(z, torch.cat([context, -switch], 1), mask)
             density = flow.base.log_prob(latent, None, mask) + ladj
             mapped, _ = flow.to_data(latent, torch.cat([context, switch], 1), mask)
+            if len(self.marginals):
+                mapped = self.marginals[member].inverse(mapped, self.groups(category)[1], mask)  # type: ignore[operator]
             return mapped, density
         given = torch.cat([context, z], 1) if mask is None else torch.cat([context, z, mask.to(dtype)], 1)
         mapped, _ = flow.to_data(noise.to(dtype), given, mask)
@@ -132,11 +160,11 @@ class Transport(nn.Module, Recorded):
         """As `forward`, with the nominal features still standardised."""
         z, inside = self.standardise(x, uniform, mask)
         context, known = self.context(conditions, category)
-        nominal, density = self.map(0, z, context, noise, mask)
+        nominal, density = self.map(0, z, context, category, noise, mask)
         nominal = nominal.double().clamp(-_BOX, _BOX)
         square = torch.zeros_like(nominal)
         for member in range(1, len(self.flows)):
-            mapped, _ = self.map(member, z, context, noise, mask)
+            mapped, _ = self.map(member, z, context, category, noise, mask)
             square = square + (mapped.double().clamp(-_BOX, _BOX) - nominal) ** 2
         spread = torch.sqrt(square / max(len(self.flows) - 1, 1))
         return nominal, spread, ~(inside & known & (density.double() >= self.least))

@@ -59,8 +59,9 @@ def positive_weights(
         E[w | x] = E[\|w\| | x] (2 p(x) - 1),    so    w'_i = \|w_i\| max(0, 2 p(x_i) - 1)
 
     has the density of the signed sample wherever that is not negative. p is a boosted classifier of all features and
-    conditions, cross-fitted by event. A likelihood with w' is bounded, with w it is not; with \|w\| it would learn the sum
-    of what should be subtracted. Where 2 p - 1 < 0 the estimate is clipped: reported, with the region.
+    conditions, cross-fitted by event; then w' is scaled to the signed total in bins of every column, per category. A
+    likelihood with w' is bounded, with w it is not; with \|w\| it would learn the sum of what should be subtracted. Where
+    2 p - 1 < 0 the estimate is clipped: reported, with the region.
 
     `bootstrap` (N,) multiplies the weights. Raises `UserError` if the signed total is not positive.
 

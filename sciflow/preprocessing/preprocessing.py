@@ -145,11 +145,11 @@ class Preprocessing(nn.Module, Recorded):
         return y if mask is None else torch.where(mask, y, 0.0)
 
     def quantise(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (N, D): what lies below the middle of the gap becomes the exact value, what lies above it the least value of the
-        continuum; bounds are kept."""
+        """x (N, D): what lies below the middle of the gap becomes the exact value, the rest at least the least value of the
+        continuum seen in the fit; bounds are kept. Not decreasing in y, where the point mass is the lowest value."""
         has_mass = self.mass == self.mass
-        x = torch.minimum(torch.maximum(y, self.lower), self.upper)
-        x = torch.where(has_mass & (y < self.edge), self.least, x)
+        # nothing comes out between the point mass and the least value that was seen: the map stays increasing
+        x = torch.minimum(torch.maximum(y, torch.where(has_mass, self.least, self.lower)), self.upper)
         x = torch.where(has_mass & (y < self.edge - self.gap / 2), self.mass, x)
         return x if mask is None else torch.where(mask, x, 0.0)
 

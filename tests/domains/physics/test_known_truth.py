@@ -46,11 +46,11 @@ def test_quantities_cover_every_feature_and_the_point_mass() -> None:
 
 
 def test_coverage_reduced() -> None:
-    """Three experiments: the mean coverage of 36 correlated quantities lies between 0.4 and 0.95.
+    """Two experiments: the mean coverage of 36 correlated quantities lies between 0.4 and 0.95.
 
     One experiment's mean coverage is 0.70 +- 0.13 (measured on other seeds), so a false alarm has a probability below 1e-3.
     """
-    tables = np.stack([pseudo_experiment(seed, test_rows=4000) for seed in (1, 2, 3)])
+    tables = np.stack([pseudo_experiment(seed, test_rows=4000) for seed in (1, 2)])
     assert 0.4 < inside(tables).mean() < 0.95
 
 

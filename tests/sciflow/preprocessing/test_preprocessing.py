@@ -93,6 +93,16 @@ def test_round_trip_is_exact_and_bands_are_separate() -> None:
         assert torch.equal(again[:, j] == COLUMNS[j].point_mass, x[:, j] == COLUMNS[j].point_mass)
 
 
+def test_quantised_values_increase_through_the_gap() -> None:
+    x = table()[:, 5:7]
+    preprocessing = Preprocessing(COLUMNS[5:7]).fit(x)
+    y = torch.linspace(-0.5, 1.5, 20_001, dtype=torch.float64)[:, None] * torch.tensor([0.05, 2.0], dtype=torch.float64)
+    steps = preprocessing.quantise(preprocessing.edge + y).diff(dim=0)
+    assert (steps >= 0).all() and (steps[:, 0] > 0).any()
+    seen = torch.unique(preprocessing.quantise(preprocessing.edge + y)[:, 0])
+    assert seen[0] == 0 and seen[1] == x[x[:, 0] > 0, 0].min()
+
+
 def test_standardised_values_lie_in_the_box_of_a_spline() -> None:
     x = table(20_000)
     preprocessing = Preprocessing(COLUMNS).fit(x)
