@@ -33,7 +33,7 @@ from sciflow.errors import UserError
 from sciflow.files import replacing
 
 FILES = {"data": "Zee_Run2011A_early.csv", "simulation": "Zee_sim_pythia8_7TeV.csv"}
-SETTINGS: dict[str, Any] = {"folds": 8, "members": 0, "epochs": 20, "normal_scores": True}
+SETTINGS: dict[str, Any] = {"folds": 10, "members": 0, "epochs": 20, "normal_scores": True}
 
 _log = logging.getLogger("zee_closure")
 

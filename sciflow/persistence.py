@@ -103,7 +103,7 @@ def load(folder: str | Path, *, trust: Iterable[str] = (), device: torch.device 
         return model.to(device).eval()
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
         raise UserError(f"{folder / _CONFIG}: the model cannot be built: {type(error).__name__} {reason(error)}") from error
 
 
@@ -195,7 +195,7 @@ def _config(folder: Path, *, newer: bool = False) -> dict[str, Any]:
         raise UserError(f"{folder}: {problem}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON, or cut short: {error}") from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise UserError(f"{path}: written by another program: it has no entry 'format': '{_FORMAT}'")

@@ -51,6 +51,8 @@ class Flow(nn.Module, Recorded, ABC):
         self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
         self.encoder = encoder_for(condition) if encoder is None else encoder
         self.base = DiagonalNormal(tuple(self.event_shape)) if base is None else base
+        if min(self.event_shape, default=1) < 1:
+            raise ValueError(f"a flow needs at least one feature, got the event shape {tuple(self.event_shape)}")
         if self.base.event_shape != self.event_shape:
             raise ValueError(f"the base has event shape {tuple(self.base.event_shape)}, the flow {tuple(self.event_shape)}")
         self.maskable = maskable
@@ -101,7 +103,7 @@ class FlowDistribution(Distribution):
         self.flow, self.context, self.mask = flow, context, mask
         batch_shape = torch.Size() if context is None else context.shape[:-1]
         if mask is not None:
-            batch_shape = torch.broadcast_shapes(batch_shape, mask.shape[: mask.dim() - len(flow.event_shape)])
+            batch_shape = _broadcast("the mask", mask.shape[: mask.dim() - len(flow.event_shape)], batch_shape)
         super().__init__(batch_shape, flow.event_shape, validate_args=False)
 
     def __repr__(self) -> str:
@@ -143,7 +145,7 @@ class FlowDistribution(Distribution):
         """
         if uniform.shape[-1:] != (self.uniforms,):
             raise ValueError(f"uniform has shape {tuple(uniform.shape)}, expected (..., {self.uniforms})")
-        shape = torch.broadcast_shapes(uniform.shape[:-1], self.batch_shape)
+        shape = _broadcast("uniform", uniform.shape[:-1], self.batch_shape)
         context, mask = self._bound(shape)
         rows = uniform.expand(*shape, self.uniforms).reshape(-1, self.uniforms)
         return self._from_base(self.flow.base.from_uniform(rows, context, mask), shape, context, mask)
@@ -186,13 +188,7 @@ class FlowDistribution(Distribution):
         dims = len(self.event_shape)
         if value.dim() < dims or value.shape[value.dim() - dims :] != self.event_shape:
             raise ValueError(f"the value has shape {tuple(value.shape)}, expected (..., {_inner(self.event_shape)})")
-        try:
-            shape = torch.broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the value has batch shape {tuple(value.shape[: value.dim() - dims])}, "
-                f"the condition {tuple(self.batch_shape)}: they do not broadcast"
-            ) from error
+        shape = _broadcast("the value", value.shape[: value.dim() - dims], self.batch_shape)
         return value.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape), shape
 
     def _bound(self, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
@@ -202,6 +198,14 @@ class FlowDistribution(Distribution):
         if mask is not None:
             mask = mask.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape)
         return context, mask
+
+
+def _broadcast(what: str, shape: torch.Size, batch_shape: torch.Size) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(shape, batch_shape)
+    except RuntimeError as error:
+        message = f"{what} has batch shape {tuple(shape)}, the condition {tuple(batch_shape)}: they do not broadcast"
+        raise ValueError(message) from error
 
 
 def _inner(shape: torch.Size) -> str:

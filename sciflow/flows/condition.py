@@ -53,6 +53,8 @@ class Concatenate(Encoder):
         super().__init__()
         self.spec = spec
         self.features = _count(spec)
+        if self.features == 0 and isinstance(spec, Mapping):
+            raise ValueError(f"condition={spec!r} names no features: give 0 for no condition")
 
     def forward(self, condition: Condition) -> Tensor | None:
         if self.features == 0 and not isinstance(self.spec, Mapping):
@@ -62,7 +64,11 @@ class Concatenate(Encoder):
         if condition is None:
             raise ValueError(f"the flow needs a condition of shape {_expected(self.spec)} but got none")
         leaves = _leaves(self.spec, condition, "")
-        batch = torch.broadcast_shapes(*(leaf.shape[:-1] for leaf in leaves))
+        try:
+            batch = torch.broadcast_shapes(*(leaf.shape[:-1] for leaf in leaves))
+        except RuntimeError as error:
+            shapes = sorted({tuple(leaf.shape[:-1]) for leaf in leaves})
+            raise ValueError(f"the entries of the condition have the batch shapes {shapes}: they do not broadcast") from error
         if len(leaves) == 1:
             return leaves[0]
         return torch.cat([leaf.expand(*batch, leaf.shape[-1]) for leaf in leaves], dim=-1)
@@ -76,7 +82,10 @@ def encoder_for(spec: ConditionSpec) -> Encoder:
 def _count(spec: Any) -> int:
     if isinstance(spec, Mapping):
         return sum(_count(entry) for entry in spec.values())
-    return spec if isinstance(spec, int) else math.prod(spec)
+    shape = (spec,) if isinstance(spec, int) else tuple(spec)
+    if any(size < 0 for size in shape) or not shape:
+        raise ValueError(f"a condition has a number of features or an event shape such as (2, 3), not {spec!r}")
+    return math.prod(shape)
 
 
 def _leaves(spec: Any, condition: Any, path: str) -> list[Tensor]:

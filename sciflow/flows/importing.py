@@ -14,16 +14,17 @@ from sciflow.recorded import Recorded
 
 __all__ = ["Reference", "check_root", "decoded", "encoded", "path_of", "resolve"]
 
-# where constructors of flows live; not whole packages, because any function found there would be called
-TRUSTED = ("sciflow.flows", "zuko.flows", "nflows.flows")
+# where constructors of flows live: modules found there are called, functions are not
+TRUSTED = ("zuko.flows", "nflows.flows")
 
 
 class Reference(Recorded):
     """A class of `torch.nn` as an argument, such as the activation of a network; recorded by its name."""
 
     def __init__(self, path: str) -> None:
-        found = resolve(path)
-        if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith("torch.nn.")):
+        # looked at before it is resolved: to import a module is to run its code
+        found = resolve(path) if _inside(path, ("torch.nn",)) else None
+        if not (_is_module_class(found) and found.__module__.startswith("torch.nn.")):
             raise UserError(f"only classes of torch.nn can be recorded as arguments, not {path}")
         self.path, self.target = path, found
 
@@ -49,16 +50,18 @@ def resolve(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise UserError(f"cannot import {path}: {error}") from error
     # a module's namespace also holds what it has imported: that must not be a way round `check_root`
-    if not callable(found) or inspect.ismodule(found) or _root(getattr(found, "__module__", "")) != _root(module_name):
+    if not callable(found) or inspect.ismodule(found) or _root(getattr(found, "__module__", None) or "") != _root(module_name):
         raise UserError(f"{path} is not a function or class of the package {_root(module_name)!r}")
     return found
 
 
 def check_root(path: Any, trust: Iterable[str]) -> None:
-    """Refuse a recorded path outside the flows of sciflow, zuko and nflows and the packages named in `trust`."""
-    module = path.partition(":")[0] if isinstance(path, str) else ""
-    if not any(f"{module}.".startswith(f"{room}.") for room in TRUSTED) and _root(module) not in set(trust):
-        raise UserError(f"the model is built by {path!r}; load it with trust=({_root(module)!r},) if you trust that package")
+    """Refuse a recorded path that is neither a class of zuko's or nflows' flows nor in a package named in `trust`."""
+    root = _root(path) if isinstance(path, str) else ""
+    if root and root in set(trust):
+        return
+    if not (_inside(path, TRUSTED) and _is_module_class(resolve(path))):
+        raise UserError(f"the model is built by {path!r}; load it with trust=({root!r},) if you trust that package")
 
 
 def encoded(value: Any) -> Any:
@@ -77,6 +80,15 @@ def decoded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: decoded(entry) for key, entry in value.items()}
     return [decoded(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _inside(path: Any, rooms: Iterable[str]) -> bool:
+    module = path.partition(":")[0] if isinstance(path, str) else ""
+    return any(f"{module}.".startswith(f"{room}.") for room in rooms)
+
+
+def _is_module_class(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def _root(path: str) -> str:

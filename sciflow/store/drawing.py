@@ -68,7 +68,8 @@ def draw(
         coords: coordinates by dimension.
         certificate: stored as JSON in the attribute `certificate`.
         resume: continue `<path>.partial` where an interrupted call with the same arguments stopped, with its chunk
-            size, and keep it if this call is interrupted. A complete store of the same request is returned as it is.
+            size, and keep it if this call is interrupted. A complete store of the same request is returned as it is, with
+            the `certificate` of this call if there is one; names, coordinates and other groups stay those of the first call.
         progress: show a bar after two seconds, if there is a terminal.
 
     Returns a tree with the groups `posterior` (x: chain = 1, draw, batch, event), `sample_stats` (log_prob) and, if
@@ -136,10 +137,12 @@ def _to_zarr(target: ZarrStream, plan: Any, values: Any, request: dict[str, Any]
     probe = values(0, 1)
     try:
         if target.resume and target.is_complete(request, probe["x"]):
+            target.certify(plan.skeleton["/"].attrs.get("certificate"))
             return read_draws(target.path)
         target.open(plan, {name: array.dtype for name, array in probe.items()}, request, chunk)
         if target.done:
             target.compare(probe["x"])
+            target.certify(plan.skeleton["/"].attrs.get("certificate"))
         while target.done < n:
             target.write(values(target.done, min(target.done + target.chunk, n)))
             advance(target.done)
@@ -218,4 +221,3 @@ def _bar(n: int, wanted: bool) -> Iterator[Any]:
     finally:
         for bar in bars:
             bar.stop()
-

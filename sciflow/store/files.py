@@ -68,8 +68,13 @@ def certificate_of(tree: xarray.DataTree) -> Certificate | None:
 
 
 def attach_certificate(path: str | Path, certificate: Certificate) -> None:
-    """Store a certificate with the draws in a Zarr folder; the draws are not rewritten."""
+    """Store a certificate with the draws in a Zarr folder; the draws are not rewritten.
+
+    Raises `UserError` if `path` holds no draws, or holds them in a netCDF file.
+    """
     read_draws(path)
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: a certificate is attached to a Zarr folder; attach it there, then use to_netcdf again")
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     group.attrs["certificate"] = certificate.to_json()
     consolidate(Path(path))

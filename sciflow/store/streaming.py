@@ -33,10 +33,13 @@ class ZarrStream:
         self.path, self.resume = Path(path).resolve(), resume
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.done, self.chunk, self.owned = 0, 0, False
+        self.places: dict[str, Any] = {}
         if self.path.suffix in (".nc", ".h5", ".hdf5"):
             raise UserError(f"{self.path}: draws stream to a Zarr folder; give a path like draws.zarr, then use to_netcdf")
         if self.path.exists() and not _is_draws(self.path):
             raise UserError(f"{self.path} exists and holds no draws: it is not overwritten, give another path")
+        if strange := _strange(self.path):
+            raise UserError(f"{self.path} holds {strange!r}, which would be lost: move it away or give another path")
 
     def open(self, layout: Layout, dtypes: dict[str, np.dtype], request: dict[str, Any], chunk: int) -> None:
         """Start, or continue at `done` with the chunk size in `chunk`."""
@@ -56,7 +59,16 @@ class ZarrStream:
             self.chunk, self.request = chunk, request
             self._create(layout, dtypes)
         opened = zarr.open_group(self.partial, mode="r+", use_consolidated=False)
-        self.places: dict[str, Any] = {name: opened[f"{group}/{name}"] for name, (group, *_) in layout.arrays.items()}
+        self.places = {name: opened[f"{group}/{name}"] for name, (group, *_) in layout.arrays.items()}
+
+    def certify(self, certificate: str | None) -> None:
+        """Store a certificate with draws that are there already."""
+        folder = self.path if self.path.exists() and not self.places else self.partial
+        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
+        if certificate is not None and group.attrs.get("certificate") != certificate:
+            group.attrs["certificate"] = certificate
+            if folder == self.path:
+                consolidate(folder)
 
     def is_complete(self, request: dict[str, Any], first: np.ndarray) -> bool:
         """Whether `path` already holds what is asked for."""
@@ -139,7 +151,14 @@ def _agree(stored: np.ndarray, now: np.ndarray) -> bool:
 
 
 def _is_draws(path: Path) -> bool:
-    return path.is_dir() and ((path / "posterior").is_dir() or not any(path.iterdir()))
+    """Whether a folder is empty or a Zarr store with draws: only such a one is ever replaced."""
+    return path.is_dir() and ((path / "posterior" / "zarr.json").is_file() or not any(path.iterdir()))
+
+
+def _strange(path: Path) -> str | None:
+    """Something in a folder of draws that no store has written."""
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    return next((e.name for e in entries if e.name not in ("zarr.json", _PROGRESS) and not (e / "zarr.json").is_file()), None)
 
 
 def _alive(pid: int) -> bool:

@@ -16,29 +16,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sciflow.errors import UserError
+from sciflow.files import reason
 
-__all__ = ["FILE", "PREVIOUS", "clean", "read", "write"]
+__all__ = ["FILE", "PREVIOUS", "clean", "prepare", "read", "write"]
 
 FILE, PREVIOUS, VERSION = "checkpoint.safetensors", "checkpoint.previous.safetensors", 1
 _log = logging.getLogger(__name__)
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder; `UserError` if it cannot be: before the training rather than after its first epoch."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: no folder for checkpoints: {reason(error)}") from error
+
+
 def write(folder: Path, state: dict[str, Any]) -> Path:
     """Write a nested dict of tensors and JSON values; the file before it stays as `checkpoint.previous.safetensors`.
 
-    Killed at any moment, the folder holds at least one complete file.
+    Killed at any moment, the folder holds at least one complete file. Raises `UserError` if it cannot be written.
     """
     tensors, plain = _separate(state)
     header = {"sciflow": json.dumps({"version": VERSION, "digest": _digest(tensors), "state": plain})}
-    folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / FILE, folder / f"{FILE}.tmp-{os.getpid()}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata=header)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if path.exists():
             os.replace(path, folder / PREVIOUS)
         os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: the checkpoint cannot be written: {reason(error)}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

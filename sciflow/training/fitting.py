@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sciflow.errors import UserError
+from sciflow.recorded import configuration
+from sciflow.strict_json import dumps
 from sciflow.training import checkpoint as checkpoints
 from sciflow.training.average import MovingAverage
 from sciflow.training.data import Names, as_batch, check, fingerprint, map_tensors, split, take
@@ -18,12 +21,11 @@ from sciflow.training.objective import Batch, MaximumLikelihood, Objective
 from sciflow.training.processes import process_count, process_rank
 from sciflow.training.result import FitResult
 from sciflow.training.schedule import Schedule
-from sciflow.training.settings import Settings
+from sciflow.training.settings import PRECISIONS, Settings, check_arguments
 from sciflow.training.trainer import Trainer
 
 __all__ = ["fit"]
 
-_PRECISIONS = {None: None, "float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
@@ -96,13 +98,20 @@ def fit(
     8
     """
     objective = MaximumLikelihood() if objective is None else objective
-    _check_arguments(epochs, batch_size, learning_rate, weight_decay, clip, patience, precision, resume, checkpoint)
+    check_arguments(
+        epochs, batch_size, learning_rate, weight_decay, clip, patience, precision, resume, checkpoint, warmup,
+        checkpoint_epochs,
+    )  # fmt: skip
     reference = next((p for p in flow.parameters() if p.requires_grad), None)
     if reference is None:
         raise UserError(f"{type(flow).__name__} has no parameters to train")
-    if precision in ("float32", "float64") and reference.dtype != _PRECISIONS[precision]:
+    if precision in ("float32", "float64") and reference.dtype != PRECISIONS[precision]:
         raise UserError(f"precision={precision!r} but the flow's weights are {reference.dtype}: convert the flow first")
+    if precision == "bf16" and reference.dtype != torch.float32:
+        raise UserError(f"precision='bf16' but the flow's weights are {reference.dtype}: autocast needs a float32 flow")
     device = _device(fabric, reference.device)
+    if device.type == "meta":
+        raise UserError(f"{type(flow).__name__} is on the meta device, its weights have no values: build it on a real one")
     flow.to(device)
     objective.to(device)
 
@@ -113,12 +122,16 @@ def fit(
         training, held_out = (take(whole, rows.to(whole.x.device)) if len(rows) else None for rows in (own, held))
         rows = (own, held)
     else:
+        if groups is not None:
+            raise UserError("groups say which rows are held out together, but validation is a data set: give one of the two")
         training, held_out = whole, _enter(flow, validation, names, reference.dtype)
         rows = (torch.arange(len(training.x)), torch.arange(len(held_out.x)))
     for part in (training, held_out):
         if part is not None:
             check(part, names)
     assert training is not None
+    if patience is not None and held_out is None:
+        raise UserError(f"patience={patience} needs a validation set to watch, but validation=0: hold rows out or omit it")
 
     arguments: dict[str, Any] = {}
     if checkpoint is not None:
@@ -128,7 +141,7 @@ def fit(
             "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "ema": ema, "precision": precision, "seed": seed,
             "patience": patience, "drop_last": drop_last,
             "objective": f"{type(objective).__qualname__}({objective.extra_repr()})",
-            "flow": f"{type(flow).__qualname__} with {sum(p.numel() for p in flow.parameters())} weights ({reference.dtype})",
+            "flow": _description(flow, reference.dtype),
             "data": f"{len(training.x)} rows, hash {fingerprint(training)}",
             "validation": "none" if held_out is None else f"{len(held_out.x)} rows, hash {fingerprint(held_out)}",
         }  # fmt: skip
@@ -146,6 +159,7 @@ def fit(
             None if ema is None else MovingAverage(flow, ema), training, held_out, rows, settings, arguments,
         )  # fmt: skip
         if settings.folder is not None:
+            checkpoints.prepare(settings.folder)
             state = checkpoints.read(settings.folder) if resume else None
             if state is not None:
                 _check_same(state["arguments"], arguments)
@@ -168,12 +182,23 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
         mask = {} if batch.mask is None else {"mask": batch.mask}
         batch = batch._replace(x=dequantise(batch.x, batch.index, **mask))
     if physical:
-        return batch if dequantise is not None else batch._replace(x=batch.x.to(dtype))
+        return batch if dequantise is not None else check(batch._replace(x=batch.x.to(dtype)), names)
 
     def convert(leaf: Tensor) -> Tensor:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
-    return map_tensors(convert, batch)
+    # once more: a number may be finite in float64 and infinite in float32
+    return check(map_tensors(convert, batch), names)
+
+
+def _description(flow: nn.Module, dtype: torch.dtype) -> str:
+    """Class, size and, where they are recorded, the constructor's arguments: not all of them show in the weights' shapes."""
+    text = f"{type(flow).__qualname__} with {sum(p.numel() for p in flow.parameters())} weights ({dtype})"
+    try:
+        arguments = dumps(configuration(flow), indent=None)
+    except UserError:  # a flow of another package, or one that was wrapped as a finished object
+        return text
+    return f"{text}, arguments {hashlib.blake2b(arguments.encode(), digest_size=16).hexdigest()}"
 
 
 def _optimiser(loss: LossModule, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -206,22 +231,3 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
                 f"resume=True: {name} was {before.get(name)} in the checkpoint and is {now[name]} now; "
                 "give the same, or train afresh with resume=False"
             )
-
-
-def _check_arguments(
-    epochs: int, batch_size: int, learning_rate: float, weight_decay: float, clip: float | None, patience: int | None,
-    precision: str | None, resume: bool, checkpoint: str | Path | None,
-) -> None:  # fmt: skip
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value}: give a positive integer")
-    if not learning_rate > 0 or weight_decay < 0 or (clip is not None and not clip > 0):
-        raise UserError(
-            f"learning_rate={learning_rate}, weight_decay={weight_decay}, clip={clip}: they may not be negative or zero"
-        )
-    if patience is not None and patience < 1:
-        raise UserError(f"patience={patience}: give a positive number of epochs, or None")
-    if precision not in _PRECISIONS:
-        raise UserError(f"precision={precision!r} is unknown: choose {', '.join(repr(p) for p in _PRECISIONS)}")
-    if resume and checkpoint is None:
-        raise UserError("resume=True needs the folder of the checkpoint: give checkpoint=")

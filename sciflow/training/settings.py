@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Counters", "Settings"]
+import torch
+
+from sciflow.errors import UserError
+
+__all__ = ["PRECISIONS", "Counters", "Settings", "check_arguments"]
+
+PRECISIONS = {None: None, "float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,26 @@ class Counters:
     best_loss: float | None = None
     reason: str | None = None  # why the training ended
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_arguments(
+    epochs: int, batch_size: int, learning_rate: float, weight_decay: float, clip: float | None, patience: int | None,
+    precision: str | None, resume: bool, checkpoint: str | Path | None, warmup: int, checkpoint_epochs: int | None,
+) -> None:  # fmt: skip
+    """Refuse arguments of `fit` that no training can have, by name. Raises `UserError`."""
+    every = 1 if checkpoint_epochs is None else checkpoint_epochs
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_epochs", every)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name}={value}: give a positive integer")
+    if warmup < 0:
+        raise UserError(f"warmup={warmup}: give a number of steps, 0 for none")
+    if not learning_rate > 0 or weight_decay < 0 or (clip is not None and not clip > 0):
+        raise UserError(
+            f"learning_rate={learning_rate}, weight_decay={weight_decay}, clip={clip}: they may not be negative or zero"
+        )
+    if patience is not None and patience < 1:
+        raise UserError(f"patience={patience}: give a positive number of epochs, or None")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision!r} is unknown: choose {', '.join(repr(p) for p in PRECISIONS)}")
+    if resume and checkpoint is None:
+        raise UserError("resume=True needs the folder of the checkpoint: give checkpoint=")

@@ -204,13 +204,17 @@ def damaged(tmp_path: Path, how: str) -> Path:
             content["model"]["arguments"] = {"sice": 4}
         case "wrong type":
             content["model"]["arguments"] = {"size": "four"}
+        case "negative size":
+            content["model"]["arguments"]["size"] = -4
+        case "deeply nested":
+            config.write_text("[" * 100_000)
         case "not a model":
             content["model"] = 3
         case "strange aliases":
             content["aliases"] = {"shift": "nowhere"}
         case "strange weights":
             content["weights"] = None
-    if config.exists() and not any(word in how for word in ("short config", "empty", "foreign config", "binary")):
+    if config.exists() and not any(word in how for word in ("short config", "empty", "foreign config", "binary", "nested")):
         config.write_text(json.dumps(content))
     return folder
 
@@ -238,6 +242,8 @@ def damaged(tmp_path: Path, how: str) -> Path:
         ("missing class", "has no class"),
         ("wrong argument", "does not take the recorded arguments"),
         ("wrong type", "does not take the recorded arguments"),
+        ("negative size", "the model cannot be built: RuntimeError"),
+        ("deeply nested", "not JSON"),
         ("not a model", "'model' is not a class with arguments"),
         ("strange aliases", "cannot be built"),
         ("strange weights", "config.json says None"),

@@ -517,6 +517,14 @@ def test_paths_that_cannot_be_written(tmp_path) -> None:
         assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "mine"
     assert (tmp_path / "other.zarr.partial" / "a").exists()
+    (tmp_path / "results" / "posterior").mkdir(parents=True)  # the name of a group, but not a store
+    (tmp_path / "results" / "thesis").write_text("mine")
+    draw(flow_of(2)(), 3, path=tmp_path / "draws.zarr")
+    (tmp_path / "draws.zarr" / "notes").write_text("mine")
+    for name, reason in (("results", "holds no draws"), ("draws.zarr", "'notes', which would be lost")):
+        with pytest.raises(UserError, match=reason):
+            draw(flow_of(2)(), 3, path=tmp_path / name)
+    assert (tmp_path / "results" / "thesis").read_text() == (tmp_path / "draws.zarr" / "notes").read_text() == "mine"
     with pytest.raises(UserError, match="cannot be written"):
         to_netcdf(draw(flow_of(2)(), 3), tmp_path / "absent" / "draws.nc")
 
@@ -558,6 +566,20 @@ def test_certificates_are_attached_afterwards(tmp_path) -> None:
     assert certificate_of(xarray.open_datatree(path, engine="zarr")) == certificate
     np.testing.assert_array_equal(values(tree), before)
     assert certificate_of(read_draws(to_netcdf(tree, tmp_path / "draws.nc"))) == certificate
+    with pytest.raises(UserError, match=r"draws.nc: a certificate is attached to a Zarr folder"):
+        attach_certificate(tmp_path / "draws.nc", certificate)
+
+
+def test_a_certificate_given_on_resuming_is_stored(tmp_path) -> None:
+    first, second, third = (Certificate([Test(name, 1.0, 2.0, "<=")]) for name in "abc")
+    path = tmp_path / "draws.zarr"
+    interrupted = Failing(flow_of(2)(), KeyboardInterrupt())
+    interrupted.flow = flow_of(2)
+    with pytest.raises(KeyboardInterrupt):
+        draw(interrupted, 100, chunk=10, path=path, resume=True, certificate=first)
+    assert certificate_of(draw(flow_of(2)(), 100, path=path, resume=True, certificate=second)) == second
+    assert certificate_of(draw(flow_of(2)(), 100, path=path, resume=True, certificate=third)) == third
+    assert certificate_of(draw(flow_of(2)(), 100, path=path, resume=True)) == third
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,11 @@ def _panel(top: Any, bottom: Any, panel: Drawn, text: str, logarithmic: bool, po
 
 
 def _limits(ax: Any, contents: Sequence[NDArray[np.float64]], top: float) -> None:
-    """From zero; logarithmic if one bin dwarfs the others and none is negative."""
+    """From zero; logarithmic if one bin dwarfs the others and none is negative (but for a fluctuation of a small one)."""
     pooled = np.concatenate([values[np.isfinite(values)] for values in contents])
     peak, low = max(top, float(pooled.max())), float(pooled.min())
     positive = pooled[pooled > 0]
-    if low >= 0 and len(positive) and peak > 10 * np.median(positive):
+    if low > -0.005 * peak and len(positive) and peak > 10 * np.median(positive):
         ax.set_yscale("log")
         ax.set_ylim(max(0.5 * float(positive.min()), 1e-5 * peak), 2 * peak)
     else:

@@ -346,6 +346,25 @@ def test_copies_pickles_and_folders(tmp_path: Path) -> None:
             assert torch.equal(again(c).log_prob(x), flow(c).log_prob(x))
 
 
+def test_batches_that_do_not_fit_are_named() -> None:
+    flow = NeuralSplineFlow(3, {"a": 1, "b": {"c": (2, 2)}}, transforms=2, hidden=(8,), maskable=True)
+    with pytest.raises(ValueError, match=r"\[\(4,\), \(5,\)\]: they do not broadcast"):
+        flow({"a": torch.zeros(5, 1), "b": {"c": torch.zeros(4, 2, 2)}})
+    condition = {"a": torch.zeros(5, 1), "b": {"c": torch.zeros(5, 2, 2)}}
+    with pytest.raises(ValueError, match=r"the mask has batch shape \(4,\), the condition \(5,\)"):
+        flow(condition, torch.ones(4, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"uniform has batch shape \(4,\), the condition \(5,\)"):
+        flow(condition).from_uniform(torch.rand(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("condition", [-1, {"a": -1, "b": 3}, {"a": ()}, {}])
+def test_conditions_without_a_size_are_refused(condition: Any) -> None:
+    with pytest.raises(ValueError, match="condition"):
+        NeuralSplineFlow(3, condition, transforms=2, hidden=(8,))
+    with pytest.raises(ValueError, match="at least one feature"):
+        NeuralSplineFlow(0)
+
+
 @pytest.mark.parametrize("kind", ["coupling", "autoregressive"])
 def test_networks_tell_absence_from_zero(kind: Any) -> None:
     """A feature that is present with the value 0 and one that is absent have different consequences for the others."""

@@ -162,6 +162,23 @@ def test_a_model_file_cannot_call_what_it_likes(path: str) -> None:
         build({"class": "sciflow.flows.importing:Reference", "arguments": {"path": "torch.serialization:load"}})
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"class": "importing:Reference", "arguments": {"path": "mischief:f"}},
+        {"class": "zuko_flow:ZukoFlow", "arguments": {"flow": "sciflow.flows.importing:resolve", "arguments": ["mischief:f"]}},
+        {"class": "zuko_flow:ZukoFlow", "arguments": {"flow": "sciflow.flows.nflows_flow:_nflows", "arguments": ["mischief"]}},
+    ],
+)
+def test_a_model_file_imports_nothing(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To import a module is to run its code: neither an argument's class nor a helper of ours may be a way to it."""
+    (tmp_path / "mischief.py").write_text("def f(): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"only classes of torch.nn|if you trust that package"):
+        build(model | {"class": f"sciflow.flows.{model['class']}"})
+    assert "mischief" not in sys.modules
+
+
 def test_a_missing_nflows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "nflows"]:
         monkeypatch.delitem(sys.modules, name)

@@ -309,6 +309,12 @@ def test_divergence_is_told_and_the_best_weights_stay(where: str, tmp_path: Any)
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs=0: give a positive integer"),
+        ({"epochs": True}, "epochs=True: give a positive integer"),
+        ({"checkpoint_epochs": 0}, "checkpoint_epochs=0: give a positive integer"),
+        ({"warmup": -3}, "warmup=-3"),
+        ({"precision": "bf16"}, r"weights are torch.float64: autocast needs a float32 flow"),
+        ({"patience": 3, "validation": 0}, "patience=3 needs a validation set"),
+        ({"groups": torch.arange(20), "validation": rows(5)[0]}, "but validation is a data set"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"precision": "int8"}, "precision='int8' is unknown"),
         ({"precision": "float32"}, r"weights are torch.float64: convert the flow"),
@@ -321,6 +327,19 @@ def test_divergence_is_told_and_the_best_weights_stay(where: str, tmp_path: Any)
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(Gaussian(), rows(20)[0], **({"epochs": 1, "progress": False} | options))
+
+
+def test_flows_without_values_are_refused() -> None:
+    with pytest.raises(UserError, match="Gaussian is on the meta device"):
+        fit(Gaussian().to("meta"), rows(20)[0], epochs=1, progress=False)
+
+
+def test_a_number_too_large_for_the_flow_is_named_by_its_row() -> None:
+    """It is finite in float64; the row is that of the data as they were given, not of the part it was split into."""
+    x = rows(50)[0]
+    x[41] = 1e300
+    with pytest.raises(UserError, match=r"column 0 'mass' has 1 value that is not finite \(first in row 41\)"):
+        fit(Gaussian(torch.float32), x, names=["mass"], validation=0.2, epochs=1, progress=False)
 
 
 def test_an_objective_with_another_shape_is_refused() -> None:

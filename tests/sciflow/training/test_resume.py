@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sciflow.errors import UserError
+from sciflow.flows import NeuralSplineFlow
 from sciflow.training import checkpoint, fit
 
 JOBS = Path(__file__).with_name("jobs.py")
@@ -115,8 +116,40 @@ def test_other_arguments_or_data_are_refused(rows: torch.Tensor, tmp_path: Path)
         train(rows, tmp_path, schedule="cosine", resume=True)
     with pytest.raises(UserError, match="needs the folder"):
         fit(Shift(), rows, resume=True)
+    with pytest.raises(UserError, match="no folder for checkpoints"):
+        train(rows, tmp_path / checkpoint.FILE)
     train(rows, tmp_path, batch_size=40)  # without resume: a new training in the old folder
     assert checkpoint.read(tmp_path)["arguments"]["batch_size"] == 40  # type: ignore[index]
+
+
+def test_a_flow_with_other_arguments_is_refused(rows: torch.Tensor, tmp_path: Path) -> None:
+    """The bound of the splines shows in no shape of a weight."""
+    arguments: dict[str, Any] = {"epochs": 1, "progress": False, "checkpoint": tmp_path, "resume": True}
+    fit(NeuralSplineFlow(2, transforms=2, hidden=(8,), bound=5.0), rows, **arguments)
+    with pytest.raises(UserError, match="flow was NeuralSplineFlow"):
+        fit(NeuralSplineFlow(2, transforms=2, hidden=(8,), bound=4.0), rows, **arguments)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from sciflow.errors import UserError
+from sciflow.training import checkpoint
+checkpoint.write(Path(sys.argv[1]), {"a": torch.zeros(3)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # every longer file fails like a full disk
+try:
+    checkpoint.write(Path(sys.argv[1]), {"a": torch.zeros(100_000)})
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_gives_one_line_and_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert "cannot be written" in done.stdout and len(done.stdout.splitlines()) == 1, done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
+    assert torch.equal(checkpoint.read(tmp_path)["a"], torch.zeros(3))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
