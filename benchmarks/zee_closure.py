@@ -33,7 +33,10 @@ from sciflow.errors import UserError
 from sciflow.files import replacing
 
 FILES = {"data": "Zee_Run2011A_early.csv", "simulation": "Zee_sim_pythia8_7TeV.csv"}
-SETTINGS: dict[str, Any] = {"folds": 10, "members": 0, "epochs": 20, "normal_scores": True}
+SETTINGS: dict[str, Any] = {
+    "folds": 10, "members": 0, "normal_scores": True, "epochs": 40, "hidden": (32, 32), "bins": 6,
+    "learning_rate": 3e-3, "weight_decay": 0.3, "progress": False,
+}  # fmt: skip
 
 _log = logging.getLogger("zee_closure")
 

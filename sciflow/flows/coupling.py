@@ -31,7 +31,6 @@ class Coupling(Layer):
 
     _order: Tensor
     _restore: Tensor
-    _rates: Tensor
 
     def __init__(
         self,
@@ -54,10 +53,9 @@ class Coupling(Layer):
         self.groups = groups
         self.register_buffer("_order", torch.tensor(order), persistent=False)
         self.register_buffer("_restore", torch.tensor(order).argsort(), persistent=False)
-        self._angles = [circles[feature] for feature in kept if feature in circles]
-        rates = [[torch.pi / half_period] for half_period in self._angles]
-        self.register_buffer("_rates", torch.tensor(rates) if rates else None, persistent=False)
-        inputs = len(kept) + len(self._angles) + (self.features if maskable else 0) + context
+        # plain numbers: a buffer would be rounded to float32, and the flow had no exact period in float64
+        self._rates = [torch.pi / circles[feature] for feature in kept if feature in circles]
+        inputs = len(kept) + len(self._rates) + (self.features if maskable else 0) + context
         outputs = sum(map_.parameters * len(members) for map_, members in groups)
         self.network: nn.Module = MLP(inputs, outputs, hidden, activation=activation) if inputs else Constant(outputs)
 
@@ -83,9 +81,12 @@ class Coupling(Layer):
 
     def _inputs(self, kept: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         blocks = [kept]
-        if self._angles:
-            line = self.kept - len(self._angles)
-            angle = kept[line:] * self._rates
+        if self._rates:
+            line = self.kept - len(self._rates)
+            if len(set(self._rates)) == 1:
+                angle = kept[line:] * self._rates[0]
+            else:
+                angle = torch.stack([row * rate for row, rate in zip(kept[line:], self._rates, strict=True)])
             blocks = [kept[:line], angle.cos(), angle.sin()]
         if self.maskable:
             shape = (self.features, kept.shape[1])

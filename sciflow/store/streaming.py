@@ -99,7 +99,8 @@ class ZarrStream:
 
     def finish(self) -> Path:
         """Put the complete store in its place."""
-        (self.partial / _PROGRESS).unlink()
+        for leftover in self.partial.glob(f"{_PROGRESS}*"):  # a process that was killed may have left a temporary one
+            leftover.unlink()
         consolidate(self.partial)
         replace_folder(self.partial, self.path)
         return self.path
@@ -137,7 +138,7 @@ class ZarrStream:
         try:
             return loads((self.partial / _PROGRESS).read_text())
         except (OSError, ValueError):
-            if self.partial.exists() and not _is_draws(self.partial) and any(self.partial.iterdir()):
+            if self.partial.exists() and not _is_draws(self.partial) and _strange(self.partial):
                 raise UserError(f"{self.partial} exists and holds no draws: remove it or give another path") from None
             return None
 
@@ -158,7 +159,8 @@ def _is_draws(path: Path) -> bool:
 def _strange(path: Path) -> str | None:
     """Something in a folder of draws that no store has written."""
     entries = sorted(path.iterdir()) if path.is_dir() else []
-    return next((e.name for e in entries if e.name not in ("zarr.json", _PROGRESS) and not (e / "zarr.json").is_file()), None)
+    known = [entry for entry in entries if entry.name == "zarr.json" or entry.name.startswith(_PROGRESS)]
+    return next((entry.name for entry in entries if entry not in known and not (entry / "zarr.json").is_file()), None)
 
 
 def _alive(pid: int) -> bool:

@@ -478,6 +478,20 @@ def test_interrupted_with_resume_keeps_what_is_done(tmp_path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["draws.zarr"]
 
 
+def test_killed_at_an_awkward_moment(tmp_path) -> None:
+    """Before the first group was written, or while the progress was: neither stands in the way of a later call."""
+    path = tmp_path / "draws.zarr"
+    partial_of(path).mkdir()
+    (partial_of(path) / "zarr.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        draw(Failing(flow_of(2)(), KeyboardInterrupt()), 100, chunk=10, path=path, resume=True)
+    (partial_of(path) / "progress.json.tmp-1").write_text("{")
+    draw(Recording(flow_of(2)()), 100, path=path, resume=True)
+    assert sorted(entry.name for entry in path.iterdir()) == ["posterior", "sample_stats", "zarr.json"]
+    draw(flow_of(2)(), 3, path=path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["draws.zarr"]
+
+
 FULL = """
 import resource
 from sciflow.errors import UserError

@@ -120,6 +120,9 @@ def main() -> None:
         diverged(output, fabric)
     else:
         pair(folder, output, fabric=fabric)
+    # a process that ends while gloo's threads run is aborted now and then
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
