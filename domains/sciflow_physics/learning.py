@@ -164,7 +164,7 @@ def _fit_fold(
     weight = torch.from_numpy(np.concatenate([nominal.sim, nominal.data]))
     mask = torch.from_numpy(both.mask)
     model.features.fit(torch.from_numpy(both.x), weight, mask)
-    model.conditions.fit(torch.from_numpy(both.conditions), weight)
+    model.conditions.fit(model.fold_signs(torch.from_numpy(both.conditions)), weight)
     y = model.features.dequantise(torch.from_numpy(both.x), torch.from_numpy(both.id), seed=seed, mask=mask)
     z, _ = model.features(y, mask)
     context, _ = model.context(torch.from_numpy(both.conditions), torch.from_numpy(both.category))
@@ -232,7 +232,7 @@ def _initialise(flow: torch.nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def _learn_support(model: Transport, z: torch.Tensor, both: Sample, mask: torch.Tensor, rows: int) -> None:
-    conditions, _ = model.conditions(torch.from_numpy(both.conditions))
+    conditions, _ = model.conditions(model.fold_signs(torch.from_numpy(both.conditions)))
     sim, data = conditions[:rows], conditions[rows:]
     size, infinity = model.features.features, float("inf")
     present = torch.where(mask[:rows], z[:rows], infinity), torch.where(mask[:rows], z[:rows], -infinity)

@@ -73,6 +73,7 @@ class Correction(nn.Module, Recorded):
                 members=members,
                 flow=flow or {"hidden": (64, 64)},
                 normal_scores=normal_scores,
+                symmetric=[role.symmetric for role in self.roles.conditions.values()],
                 trees=(0, 1, 0) if trees is None else trees[fold],
             )
             for fold in range(folds)

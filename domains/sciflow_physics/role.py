@@ -91,12 +91,14 @@ class Role:
     upper: float | None = None
     point_mass: float | None = None
     present: Expression | None = None
+    symmetric: bool = False
 
     @classmethod
     def parse(cls, name: str, table: Table, kind: str) -> Role:
         known = ["column", "unit"]
         known += ["transform", "lower", "upper"] if kind != "auxiliary" else []
         known += ["point_mass", "present"] if kind == "feature" else []
+        known += ["symmetric"] if kind == "condition" else []
         table.only(known)
         transform = table.text("transform", "none")
         if transform not in TRANSFORMS:
@@ -110,7 +112,7 @@ class Role:
             raise table.error("lower", f"{lower} is not below upper = {upper}")
         return cls(
             name, table.text("column", name) or name, table.text("unit", "") or "", transform or "none",
-            lower, upper, table.number("point_mass"), table.expression("present"),
+            lower, upper, table.number("point_mass"), table.expression("present"), table.flag("symmetric"),
         )  # fmt: skip
 
 

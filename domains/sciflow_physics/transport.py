@@ -47,12 +47,14 @@ class Transport(nn.Module, Recorded):
         members: number of bootstrap members, beside the nominal one.
         flow: arguments of `sciflow.flows.NeuralSplineFlow`: transforms, bins, hidden, kind.
         normal_scores: whether marginals are settled before the flow ("switch").
+        symmetric: for each condition whether only its absolute value matters, such as eta in a symmetric detector.
         trees: sizes (trees, nodes, depth) of the classifier that matches the conditions' spectrum.
     """
 
     lower: Tensor
     upper: Tensor
     least: Tensor
+    mirrored: Tensor
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Transport(nn.Module, Recorded):
         members: int,
         flow: Mapping[str, Any],
         normal_scores: bool = False,
+        symmetric: Sequence[bool] = (),
         trees: Sequence[int] = (0, 1, 0),
     ) -> None:
         super().__init__()
@@ -79,15 +82,21 @@ class Transport(nn.Module, Recorded):
         self.marginals = nn.ModuleList(
             Marginals(size, 2 * max(categories, 1)) for _ in range(1 + members if normal_scores else 0)
         )
+        mirrored = torch.tensor([*symmetric] or [False] * len(conditions))
+        self.register_buffer("mirrored", mirrored, persistent=False)
         self.ratio = TreeEnsemble(*trees)
         # the box of the training conditions and features, standardised, and the least likely simulated training event
         self.register_buffer("lower", torch.full((size + len(conditions),), -_BOX, dtype=torch.float64))
         self.register_buffer("upper", torch.full((size + len(conditions),), _BOX, dtype=torch.float64))
         self.register_buffer("least", torch.tensor(-1e300, dtype=torch.float64))
 
+    def fold_signs(self, conditions: Tensor) -> Tensor:
+        """The conditions (N, C) with those that the correction is symmetric in replaced by their absolute value."""
+        return torch.where(self.mirrored, conditions.abs(), conditions)
+
     def context(self, conditions: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised conditions, kept inside the training box, with the indicators; and True where they were inside."""
-        z, _ = self.conditions(conditions)
+        z, _ = self.conditions(self.fold_signs(conditions))
         size = self.features.features
         kept = torch.minimum(torch.maximum(z, self.lower[size:]), self.upper[size:])
         inside = (kept == z).all(1)
