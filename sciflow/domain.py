@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sciflow.arguments import resolve as load
+from sciflow.arguments import split_path
 from sciflow.errors import UserError
 
 __all__ = ["GROUP", "Domain", "Unavailable", "domain", "domains", "load"]
@@ -44,7 +45,7 @@ class Domain:
 
     def __post_init__(self) -> None:
         for field in ("commands", "demo"):
-            _split(getattr(self, field))
+            split_path(getattr(self, field))
 
     @property
     def requirement(self) -> str:
@@ -64,7 +65,7 @@ class Domain:
         try:
             return load(path)
         except ModuleNotFoundError as error:
-            missing, own = error.name or str(error), _split(path)[0].partition(".")[0]
+            missing, own = error.name or str(error), split_path(path)[0].partition(".")[0]
             if missing.partition(".")[0] == own:
                 raise UserError(f"the domain {self.name!r} names {path}, but its package has no module {missing}") from error
             hint = f"pip install '{self.requirement}'" if self.requirement else f"install {missing}"
@@ -79,22 +80,6 @@ class Unavailable:
 
     name: str
     reason: str
-
-
-def load(path: str) -> Any:
-    """The object named by "module:attribute".
-
-    >>> load("math:tau")
-    6.283185307179586
-    """
-    module_name, attribute = _split(path)
-    found: Any = importlib.import_module(module_name)
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise UserError(f"{module_name} has no {attribute!r}") from error
-    return found
 
 
 def domains() -> dict[str, Domain | Unavailable]:
@@ -133,10 +118,3 @@ def _declaration(point: importlib.metadata.EntryPoint) -> Domain | Unavailable:
     if found.name != point.name:
         return Unavailable(point.name, f"{point.value} calls itself {found.name!r}{package}")
     return found
-
-
-def _split(path: str) -> tuple[str, str]:
-    module_name, separator, attribute = path.partition(":")
-    if not (separator and module_name and attribute):
-        raise UserError(f"expected 'module:attribute', got {path!r}")
-    return module_name, attribute

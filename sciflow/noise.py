@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
 
 __all__ = ["normal", "normal_from_uniform", "philox", "stream_id", "uniform"]
@@ -95,8 +95,8 @@ def normal(
 
 @torch.no_grad()
 def _rows(seed: int, stream: Any, index: Any, count: int, device: Any, *, gaussian: bool) -> Tensor:
-    count = _integer("count", count, 0, 2**33)
-    seed = _integer("seed", seed, 0, 2**64)
+    count = integer("count", count, 0, 2**33)
+    seed = integer("seed", seed, 0, 2**64)
     tag = int(isinstance(stream, str))
     if device is None:
         device = next((entry.device for entry in (index, stream) if isinstance(entry, Tensor)), torch.device("cpu"))
@@ -133,21 +133,9 @@ def _open_interval(high: Tensor, low: Tensor) -> Tensor:
     return (high << 21).bitwise_or_(low >> 11).bitwise_or_(1).to(torch.float64).mul_(2.0**-53)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise UserError(f"{name} is {value!r}, expected an integer") from None
-    if not low <= number < high:
-        raise UserError(f"{name} is {number}, expected an integer from {low} to {high - 1}")
-    return number
-
-
 def _numbers(name: str, value: Any, device: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        return torch.tensor(_integer(name, value, -(2**63), 2**63), dtype=torch.int64, device=device)
+        return torch.tensor(integer(name, value, -(2**63), 2**63), dtype=torch.int64, device=device)
     if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
         raise UserError(f"{name} is a tensor of {value.dtype}, expected integers")
     return value.to(device=device, dtype=torch.int64)

@@ -36,7 +36,8 @@ def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, met
         readme: text for the top of the README: what the model is for, what it was trained on.
         metadata: anything JSON can hold. The entries "license" (or "licence") and numbers are shown in the README.
 
-    Raises `UserError` if the model is not `Recorded`, if an argument cannot be written down, if `folder` holds
+    Raises `UserError` if the model is not `Recorded`, if a parameter is not finite (buffers, such as limits, may be
+    infinite and may mark what is missing by NaN), if an argument cannot be written down, if `folder` holds
     something else than a model, or if it cannot be written.
 
     >>> import tempfile
@@ -52,6 +53,7 @@ def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, met
     folder = Path(folder).resolve()
     _check_target(folder)
     tensors, aliases, as_pairs = _state(model)
+    _check_finite(model)
     content = write_tensors(tensors, metadata={"format": "pt"})
     config = {
         "format": _FORMAT,
@@ -140,6 +142,19 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[st
     return tensors, aliases, as_pairs
 
 
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if values.is_floating_point() or values.is_complex():
+            # types of one byte lack most operations
+            bad = int((~torch.isfinite(values.float() if values.element_size() == 1 else values)).sum())
+            if bad:
+                raise UserError(
+                    f"cannot save {name!r} of {type(model).__name__}: {bad} of its {values.numel()} numbers are not finite; "
+                    "the training diverged, save a model from before"
+                )
+
+
 def _transient(model: nn.Module) -> dict[str, Tensor]:
     """Buffers that are rebuilt by the constructor instead of saved; only their dtype is kept."""
     kept = model.state_dict().keys()
@@ -160,7 +175,7 @@ def _fill(model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor]) 
         for name, target in expected.items():
             if target.dtype != found[name].dtype:
                 target.data = target.data.to(found[name].dtype)  # keeps the object, so that sharing survives
-            target.copy_(found[name])
+        model.load_state_dict(found)  # the modules' own way: some keep what follows from a tensor beside it
         for name, buffer in _transient(model).items():
             if name in config["transient"]:
                 buffer.data = buffer.data.to(getattr(torch, config["transient"][name]))

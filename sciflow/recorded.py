@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from sciflow.arguments import resolve
 from sciflow.errors import UserError
+from sciflow.strict_json import RESERVED
 
 __all__ = ["Recorded", "build", "configuration"]
 
@@ -87,10 +89,13 @@ def _snapshot(value: Any) -> Any:
 def configuration(value: Any) -> Any:
     """The JSON form of a recorded object or of one of its arguments.
 
-    Raises `UserError` if an argument cannot be written down (a function, a tensor, an unrecorded object).
+    Raises `UserError` if an argument cannot be written down (a function, a tensor, an unrecorded object, a mapping with the key
+    "$float", which stands for numbers that are not finite).
     """
     if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, (numbers.Integral, numbers.Real)):  # numpy's scalars too
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, torch.dtype):
@@ -103,6 +108,8 @@ def configuration(value: Any) -> Any:
         arguments = {name: configuration(entry) for name, entry in getattr(value, "recorded_arguments", {}).items()}
         return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "arguments": arguments}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        if RESERVED in value:  # as the only key it would be read back as a number
+            raise UserError(f"cannot record a mapping with the reserved key {RESERVED!r}: rename it")
         return {"mapping": {key: configuration(entry) for key, entry in value.items()}}
     if isinstance(value, (list, tuple)):
         return [configuration(entry) for entry in value]
@@ -144,15 +151,12 @@ def build(value: Any, *, trust: Iterable[str] = ()) -> Any:
 
 
 def _resolve(path: str, trust: Iterable[str]) -> type:
-    module_name, _, name = str(path).partition(":")
-    root = module_name.partition(".")[0]
+    root = str(path).partition(":")[0].partition(".")[0]
     if root != "sciflow" and root not in set(trust):
         raise UserError(f"the model names a class of the package {root!r}; load it with trust=({root!r},) if you trust it")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+        found = resolve(str(path))
+    except (ImportError, AttributeError, UserError) as error:
         raise UserError(f"this version of {root} has no class {path}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Recorded)):
         raise UserError(f"{path} is not a recorded class")

@@ -10,9 +10,9 @@ from typing import Any
 
 from sciflow.errors import UserError
 
-__all__ = ["dumps", "loads", "plain"]
+__all__ = ["RESERVED", "dumps", "loads", "plain"]
 
-_KEY = "$float"
+RESERVED = "$float"  # a key with a meaning of its own, see `dumps`
 
 
 def plain(value: Any, name: str) -> Any:
@@ -26,8 +26,8 @@ def plain(value: Any, name: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Mapping):
-        if _KEY in value:
-            raise UserError(f"{name} has the reserved key {_KEY!r}: rename it")
+        if RESERVED in value:
+            raise UserError(f"{name} has the reserved key {RESERVED!r}: rename it")
         return {str(key): plain(entry, f"{name}.{key}") for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry, name) for entry in value]
@@ -57,11 +57,11 @@ def _encode(value: Any) -> Any:
         return {key: _encode(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encode(entry) for entry in value]
-    return {_KEY: repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+    return {RESERVED: repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decode(mapping: dict[str, Any]) -> Any:
-    return float(mapping[_KEY]) if set(mapping) == {_KEY} else mapping
+    return float(mapping[RESERVED]) if set(mapping) == {RESERVED} else mapping
 
 
 def _refuse(literal: str) -> Any:

@@ -69,6 +69,14 @@ def physics() -> None:
 @click.option("--bins", type=click.IntRange(2), default=8, show_default=True, help="Of each spline.")
 @click.option("--hidden", default="64,64", show_default=True, help="Widths of the hidden layers.")
 @click.option("--kind", type=click.Choice(["coupling", "autoregressive"]), default="coupling", show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of the networks' matrices.")
+@click.option(
+    "--normal-scores", is_flag=True,
+    help="Settle the marginals of each category before the flow: small samples, thresholds. Its band is not coverage-tested.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", type=_FILE, help="Folder for the state of the trainings: the command, repeated, goes on from it."
+)
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")
 @_both_trees
 def fit(sim: Path, data: Path, roles: str, output: Path, sim_tree: str | None, data_tree: str | None, **options: Any) -> None:

@@ -27,7 +27,8 @@ suffixes = ["1", "2"]                             #   columns pt1, pt2 are pt of
 
 [event]                                           # without it the row number in the file
 id = ["Run", "Event"]                             # integers that together number an event
-optional = true                                   # fall back to the row number where these columns are missing
+optional = true                                   # fall back to the row number where these columns are missing: folds
+                                                  #   follow it, so correct the file of the fit itself, not a skim of it
 # object = "k"                                    # number of the object, in files with one row per object
 
 # [weight]

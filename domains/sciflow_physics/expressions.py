@@ -66,7 +66,7 @@ class Expression:
                 name = ast.unparse(node.func)
                 if name not in FUNCTIONS or node.keywords:
                     raise UserError(
-                        f"{self.where}: unknown function {name!r} in {self.text!r}{nearest(name, FUNCTIONS)} "
+                        f"{self.where}: unknown function {name!r} in {self.text!r}{nearest(name, FUNCTIONS)}; "
                         f"known are {', '.join(FUNCTIONS)}"
                     )
                 calls.add(id(node.func))

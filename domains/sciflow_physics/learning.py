@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sciflow.errors import UserError
-from sciflow.training import Batch, FitResult, Objective, fit
+from sciflow.training import Batch, Objective
 from sciflow_physics.conditional import Identified, conditional_batch, identified
+from sciflow_physics.fold_training import Training, initialise, learn_support, train
 from sciflow_physics.model import Correction
 from sciflow_physics.redrawn import scores_of
 from sciflow_physics.roles import Roles
@@ -23,23 +25,9 @@ from sciflow_physics.transport import Transport
 from sciflow_physics.trees import TreeEnsemble
 from sciflow_physics.weights import WeightReport, matching_weights, positive_weights
 
-__all__ = ["Training", "fit_correction"]
+__all__ = ["fit_correction"]
 
 _log = logging.getLogger(__name__)
-
-
-class Training(NamedTuple):
-    """The numbers of one training, see `fit_correction`."""
-
-    epochs: int
-    member_epochs: int
-    batch_size: int
-    learning_rate: float
-    patience: int | None
-    weight_decay: float
-    ema: float | None
-    validation: float
-    progress: bool
 
 
 class Weighted(NamedTuple):
@@ -74,6 +62,7 @@ def fit_correction(
     kind: str = "coupling",
     normal_scores: bool = False,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
     **constraints: Any,
 ) -> Correction:
     r"""Learn to correct simulation to data, folds x (1 + members) trainings in sequence.
@@ -90,6 +79,7 @@ def fit_correction(
         validation: fraction of events held out in each training, for the best epoch and early stopping (`patience`).
         normal_scores: settle the marginals of each sample and category before the flow ("switch"), see `Marginals`: for
             small samples, for categories that differ, and for features with a threshold.
+        checkpoint: folder for the state of each training; called again with it, the fit goes on where it was interrupted.
         constraints: of the conditional method, see `sciflow_physics.conditional.Identified`.
 
     Raises `UserError` for unusable arguments, columns or weights.
@@ -106,7 +96,13 @@ def fit_correction(
     categories = categories_of(roles, sim, data)
     flow = {"transforms": transforms, "bins": bins, "hidden": list(hidden), "kind": kind}
     correction = Correction(
-        roles.to_dict(), categories=categories, method=method, folds=folds, members=members, seed=seed, flow=flow,
+        roles.to_dict(),
+        categories=categories,
+        method=method,
+        folds=folds,
+        members=members,
+        seed=seed,
+        flow=flow,
         normal_scores=normal_scores,
     )
     options = Training(
@@ -119,6 +115,7 @@ def fit_correction(
         ema,
         validation,
         progress,
+        None if checkpoint is None else Path(checkpoint),
     )
     samples = [_known(sample_of(part, roles, categories, name=name), name) for part, name in ((sim, "sim"), (data, "data"))]
     began, summary = time.monotonic(), []
@@ -130,7 +127,7 @@ def fit_correction(
                 raise UserError(f"the {name} has {events} events outside fold {fold}: at least 20 are needed")
         model = correction.folds[fold]
         assert isinstance(model, Transport)
-        summary.append(_fit_fold(model, parts[0], parts[1], roles, categories, options, seed + 1000 * fold, constraints))
+        summary.append(_fit_fold(model, parts[0], parts[1], roles, categories, options, seed + 1000 * fold, constraints, fold))
     sizes = [[*model.ratio.value.shape, model.ratio.depth] for model in correction.folds]  # type: ignore[union-attr,misc]
     correction.recorded_arguments["trees"] = sizes
     correction.summary = {"folds": summary, "seconds": time.monotonic() - began}
@@ -156,7 +153,7 @@ def weighted(sim: Sample, data: Sample, roles: Roles, categories: Sequence[str],
 
 def _fit_fold(
     model: Transport, sim: Sample, data: Sample, roles: Roles, categories: Sequence[str],
-    options: Training, seed: int, constraints: dict[str, Any],
+    options: Training, seed: int, constraints: dict[str, Any], fold: int,
 ) -> dict[str, Any]:  # fmt: skip
     both = Sample(*(np.concatenate(pair) for pair in zip(sim, data, strict=True)))
     nominal = weighted(sim, data, roles, categories, seed=seed)
@@ -173,7 +170,7 @@ def _fit_fold(
     results = []
     for member, flow in enumerate(model.flows):
         if member == 0:
-            _initialise(flow, seed)
+            initialise(flow, seed)
         else:
             flow.load_state_dict(model.flows[0].state_dict())
             resampled = weighted(sim, data, roles, categories, seed=seed, member=member)
@@ -191,64 +188,12 @@ def _fit_fold(
             settings = Identified(**constraints)
             batch, own = conditional_batch(*arrays, rows, settings, len(categories), seed + member)
             objective = identified(settings, z.shape[1], context.shape[1])
-        results.append(_train(flow, batch, held[own], options, epochs, seed + member, objective))
-    _learn_support(model, z, both, mask, rows)
+        results.append(train(flow, batch, held[own], options, epochs, seed + member, objective, f"fold{fold}-member{member}"))
+    learn_support(model, z, both, mask, rows)
     return {
         "weights": {name: report.to_dict() for name, report in nominal.reports.items()},
         "members": [{"epoch": r.best_epoch, "loss": r.best_validation_loss, "seconds": r.seconds} for r in results],
     }
-
-
-def _train(
-    flow: torch.nn.Module, batch: Batch, held: torch.Tensor, options: Training, epochs: int, seed: int,
-    objective: Objective | None,
-) -> FitResult:  # fmt: skip
-    assert batch.weight is not None
-    used = batch.weight > 0
-
-    def part(rows: torch.Tensor) -> Batch:
-        mask = None if batch.mask is None else batch.mask[rows]
-        assert batch.weight is not None
-        index = None if batch.index is None else batch.index[rows]
-        return Batch(batch.x[rows], batch.condition[rows], batch.weight[rows], mask, index)
-
-    parts = part(used & ~held), part(used & held)
-    return fit(
-        flow, parts[0], validation=parts[1] if len(parts[1].x) else 0.0, epochs=epochs, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, patience=options.patience, weight_decay=options.weight_decay, ema=options.ema,
-        seed=seed, progress=options.progress, objective=objective,
-    )  # fmt: skip
-
-
-def _initialise(flow: torch.nn.Module, seed: int) -> None:
-    """Draw the weights anew, so that a correction depends on its seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in flow.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-
-
-@torch.no_grad()
-def _learn_support(model: Transport, z: torch.Tensor, both: Sample, mask: torch.Tensor, rows: int) -> None:
-    conditions, _ = model.conditions(model.fold_signs(torch.from_numpy(both.conditions)))
-    sim, data = conditions[:rows], conditions[rows:]
-    size, infinity = model.features.features, float("inf")
-    present = torch.where(mask[:rows], z[:rows], infinity), torch.where(mask[:rows], z[:rows], -infinity)
-    # a little room beyond the outermost training event, in standard deviations
-    model.lower.copy_(torch.cat([present[0].amin(0) - 0.1, torch.maximum(sim.amin(0), data.amin(0)) - 0.05]))
-    model.upper.copy_(torch.cat([present[1].amax(0) + 0.1, torch.minimum(sim.amax(0), data.amax(0)) + 0.05]))
-    # the whole band of a point mass is inside, wherever its random numbers fell
-    masses = model.features.mass == model.features.mass
-    model.lower[:size] = torch.where(masses, model.lower[:size] - 1.0, model.lower[:size])
-    category = torch.from_numpy(both.category[:rows])
-    context, _ = model.context(torch.from_numpy(both.conditions[:rows]), category)
-    parts = zip(*(whole.split(8192) for whole in (z[:rows], context, category, mask[:rows])), strict=True)
-    densities = [
-        model.map(0, part, given, codes, torch.zeros_like(part), there)[1].min() for part, given, codes, there in parts
-    ]
-    model.least.fill_(float(torch.stack(densities).min()) - 1e-3)
 
 
 def _known(sample: Sample, name: str) -> Sample:

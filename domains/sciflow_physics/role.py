@@ -29,7 +29,7 @@ class Table:
     def only(self, known: Sequence[str]) -> Table:
         for key in self.entries:
             if key not in known:
-                raise self.error(None, f"unknown key {key!r}{nearest(key, known)} known are {', '.join(known)}")
+                raise self.error(None, f"unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
         return self
 
     def table(self, key: str) -> Table:
@@ -103,7 +103,7 @@ class Role:
         transform = table.text("transform", "none")
         if transform not in TRANSFORMS:
             raise table.error(
-                "transform", f"{transform!r} is unknown{nearest(str(transform), TRANSFORMS)} known are {', '.join(TRANSFORMS)}"
+                "transform", f"{transform!r} is unknown{nearest(str(transform), TRANSFORMS)}; known are {', '.join(TRANSFORMS)}"
             )
         lower, upper = table.number("lower"), table.number("upper")
         if (transform == "bounded") != (lower is not None and upper is not None):

@@ -92,7 +92,7 @@ class Roles:
         folder = importlib.resources.files("sciflow_physics") / "presets"
         known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
         if name not in known:
-            raise UserError(f"no preset {name!r}{nearest(name, known)} there are {', '.join(known)}")
+            raise UserError(f"no preset {name!r}{nearest(name, known)}; there are {', '.join(known)}")
         return cls.from_text((folder / f"{name}.toml").read_text(encoding="utf-8"), source=f"preset {name}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from sciflow.errors import UserError
-from sciflow.files import replacing
+from sciflow.files import reason, replacing
 from sciflow_physics.fold import clashing, fold
 from sciflow_physics.formats import Source, is_jagged, open_source
 from sciflow_physics.formats.base import Carrier, Columns
@@ -91,7 +92,7 @@ def apply_file(
         if not output.parent.is_dir():
             raise UserError(f"{output}: the folder {output.parent} does not exist")
         tally = _Tally()
-        with replacing(output) as beside, entries_bar(stop - start, progress) as advance:
+        with _named(output), replacing(output) as beside, entries_bar(stop - start, progress) as advance:
             sink = sink_for(chosen, opened, beside, output, json.dumps(record, sort_keys=True), names, roles)
             try:
                 for original, new in _slices(correction, opened, roles, names, (start, stop, step), chosen == "copy", tally):
@@ -121,6 +122,15 @@ def part(entries: int, i: int, n: int, *, label: str = "the file") -> tuple[int,
     if n > entries:
         raise UserError(f"chunk {i}/{n}: {label} has only {entries} entries")
     return entries * (i - 1) // n, entries * i // n
+
+
+@contextlib.contextmanager
+def _named(output: Path) -> Iterator[None]:
+    """Reading names its file itself; whatever else the system refuses is about the output."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {reason(error)}") from error
 
 
 class _Tally:

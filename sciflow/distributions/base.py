@@ -18,10 +18,21 @@ class Base(nn.Module, Recorded, ABC):
     A draw consumes a fixed number of uniforms (`uniforms`), so that counter-based noise can address it: no rejection.
     All methods work on rows: z (B, *event), context (B, C) or None, mask (B, *event) boolean or None.
     Where the mask is False the feature is absent: z is 0 there and contributes nothing to the log-density.
-    A base may own parameters; gradients flow through `from_uniform`.
+    A base may own parameters; gradients flow through `from_uniform`. Constants are buffers in float64, which stay so
+    when the module is converted: the density is as exact as the dtype of z.
     """
 
     event_shape: torch.Size
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        # Module.float() would round constants for good: those in float64 only follow to another device
+        constants = {name: entry for name, entry in self._buffers.items() if entry is not None and entry.dtype == torch.float64}
+        super()._apply(fn, recurse)
+        for name, entry in constants.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != entry.dtype:
+                self._buffers[name] = entry.to(moved.device)
+        return self
 
     @property
     @abstractmethod

@@ -51,13 +51,13 @@ class StudentT(Base):
             raise UserError(f"{features} features need positive degrees of freedom, one or {features} of them, got {degrees}")
         self.event_shape = torch.Size((features,))
         finite = torch.tensor([math.isfinite(value) for value in values])
-        log_degrees = torch.tensor([math.log(value) if math.isfinite(value) else 0.0 for value in values])
+        logs = [math.log(value) if math.isfinite(value) else 0.0 for value in values]
         self.trainable = trainable
         self.register_buffer("finite", finite)
         if trainable:
-            self.log_degrees = nn.Parameter(log_degrees)
+            self.log_degrees = nn.Parameter(torch.tensor(logs))
         else:
-            self.register_buffer("log_degrees", log_degrees)
+            self.register_buffer("log_degrees", torch.tensor(logs, dtype=torch.float64))
 
     @classmethod
     def from_data(cls, x: Tensor, *, trainable: bool = False) -> StudentT:

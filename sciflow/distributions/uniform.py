@@ -31,8 +31,8 @@ class BoxUniform(Base):
         if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
             raise UserError(f"a box needs lower edges below its upper edges, got low={list(low)} and high={list(high)}")
         self.event_shape = torch.Size((len(low),))
-        self.register_buffer("low", torch.tensor([float(edge) for edge in low]))
-        self.register_buffer("high", torch.tensor([float(edge) for edge in high]))
+        self.register_buffer("low", torch.tensor([float(edge) for edge in low], dtype=torch.float64))
+        self.register_buffer("high", torch.tensor([float(edge) for edge in high], dtype=torch.float64))
 
     @property
     def uniforms(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from sciflow import arguments
 from sciflow.errors import UserError
 from sciflow.recorded import Recorded
 
@@ -42,16 +42,13 @@ def path_of(target: Callable[..., Any]) -> str:
 
 def resolve(path: str) -> Any:
     """The object behind "module:name". Raises `UserError` if there is none, or if it belongs to another package."""
-    module_name, _, name = path.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+        found = arguments.resolve(path)
+    except (ImportError, AttributeError, UserError) as error:
         raise UserError(f"cannot import {path}: {error}") from error
     # a module's namespace also holds what it has imported: that must not be a way round `check_root`
-    if not callable(found) or inspect.ismodule(found) or _root(getattr(found, "__module__", None) or "") != _root(module_name):
-        raise UserError(f"{path} is not a function or class of the package {_root(module_name)!r}")
+    if not callable(found) or inspect.ismodule(found) or _root(getattr(found, "__module__", None) or "") != _root(path):
+        raise UserError(f"{path} is not a function or class of the package {_root(path)!r}")
     return found
 
 

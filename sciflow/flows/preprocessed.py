@@ -40,6 +40,22 @@ class Preprocessed(Flow):
         self.flow = flow
         self.preprocessing = features
 
+    @property
+    def has_point_masses(self) -> bool:
+        """Whether some feature has a value with positive probability: then `quantise` belongs to its draws."""
+        return self.preprocessing is not None and self.preprocessing.has_point_masses
+
+    def dequantise(self, x: Tensor, index: Tensor, seed: int = 0, mask: Tensor | None = None) -> Tensor:
+        """y (N, D), of which this flow is the density: point masses of x are spread, the noise of a row depending on
+        (seed, index, feature) alone; see `Preprocessing.dequantise`. Without preprocessing x in the flow's own dtype."""
+        return x.to(self._dtype(x)) if self.preprocessing is None else self.preprocessing.dequantise(x, index, seed, mask)
+
+    def quantise(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (N, D) from draws y: the bands of point masses go back to the exact values. y itself if there is none."""
+        if self.preprocessing is None or not self.preprocessing.has_point_masses:
+            return y
+        return self.preprocessing.quantise(y, mask)
+
     def to_latent(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.preprocessing is None:
             return self.flow.to_latent(x, context, mask)

@@ -38,6 +38,8 @@ def check(columns: Sequence[Column], x: Tensor, weight: Tensor, present: Tensor)
             f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}, mask {tuple(present.shape)}: "
             "expected (N, D), (N,) and (N, D)"
         )
+    if len(x) == 0:
+        raise UserError("the table has no rows: there is nothing to fit the preprocessing to; look at the selection")
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()) or not bool(weight.sum() > 0):
         raise UserError("weights must be finite, not negative and not all zero; replace signed weights by positive ones first")
     for j, column in enumerate(columns):

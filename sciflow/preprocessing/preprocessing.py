@@ -29,7 +29,8 @@ class Preprocessing(nn.Module, Recorded):
     variable, and learns the probability of the point mass as the mass of the band.
 
     Absent entries (mask False) are 0 in model space and in physical units and have no part in the log-determinant.
-    Everything is computed in float64, whatever the dtype of the flow behind it.
+    Everything is computed in float64, whatever the dtype of the flow behind it. Before `fit`, or weights of a fitted one
+    are loaded, every use is refused with a `UserError`.
 
     Arguments:
         columns: what is known of each column; an integer D stands for D columns without a curve.
@@ -46,6 +47,7 @@ class Preprocessing(nn.Module, Recorded):
     (torch.Size([5, 1]), torch.Size([5]))
     """
 
+    fitted: Tensor
     mean: Tensor
     scale: Tensor
     mass: Tensor
@@ -64,6 +66,8 @@ class Preprocessing(nn.Module, Recorded):
         self.robust, self.noise = robust, noise
         size = len(self.columns)
         self.curves = Curves([column.transform for column in self.columns])
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self._ready = False  # what `fitted` was when last looked at: to look means to wait for the device
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
         # band of a point mass, in physical units: [edge - gap - width, edge - gap]; nan where there is none
@@ -87,6 +91,23 @@ class Preprocessing(nn.Module, Recorded):
         """Number of columns D."""
         return len(self.columns)
 
+    @property
+    def has_point_masses(self) -> bool:
+        """Whether some column has a value with positive probability."""
+        return any(column.point_mass is not None for column in self.columns)
+
+    def _check_fitted(self) -> None:
+        if self._ready or self.fitted.is_meta:  # without values there is nothing that could be wrong
+            return
+        self._ready = bool(self.fitted)  # it may have been filled in place
+        if not self._ready:
+            names = ", ".join(repr(column.name) for column in self.columns[:3]) + ", ..." * (len(self.columns) > 3)
+            raise UserError(f"the preprocessing of {names} is not fitted: call fit(x), or load the weights of a fitted one")
+
+    def _load_from_state_dict(self, *arguments) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(*arguments)
+        self._ready = not self.fitted.is_meta and bool(self.fitted)
+
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # Module.float() and .half() would round the units away: only the device may change
         def only_device(tensor: Tensor) -> Tensor:
@@ -106,12 +127,14 @@ class Preprocessing(nn.Module, Recorded):
         weight = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
         present = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         check(self.columns, x, weight, present)
+        self._ready = False
+        self.fitted.fill_(False)  # until the end: what is refused halfway is of no use
         for j, column in enumerate(self.columns):
             fitted = fit_curve(column, x[present[:, j], j], weight[present[:, j]], uniform=self.noise == "uniform")
             self.curves.origin[j], self.curves.span[j] = fitted.origin, fitted.span
             self.curves.floor[j], self.curves.ceiling[j] = fitted.floor, fitted.ceiling
             self.edge[j], self.gap[j], self.width[j], self.least[j] = fitted.floor, fitted.gap, fitted.width, fitted.least
-        u, _ = self.curves(self.dequantise(x, torch.arange(len(x), device=x.device), mask=mask))
+        u, _ = self.curves(self._dequantised(x, torch.arange(len(x), device=x.device), 0, mask))
         for j, column in enumerate(self.columns):
             rows = present[:, j] & (weight > 0)
             mean, scale = location_and_scale(u[rows, j], weight[rows], robust=self.robust)
@@ -120,6 +143,8 @@ class Preprocessing(nn.Module, Recorded):
             if not scale > 1e-12 * (1 + mean.abs()):
                 raise UserError(f"column {column.name!r} has zero variance: it is {float(x[rows, j][0]):g} everywhere; drop it")
             self.mean[j], self.scale[j] = mean, scale
+        self.fitted.fill_(True)
+        self._ready = True
         return self
 
     def dequantise(self, x: Tensor, index: Tensor, seed: int = 0, mask: Tensor | None = None) -> Tensor:
@@ -128,16 +153,23 @@ class Preprocessing(nn.Module, Recorded):
         The place in the band depends on (seed, index, column) alone, index (N,) being the identity of the row, so that
         neither order nor chunking matters. Absent entries become 0.
         """
-        x = self._table(x).double()
+        self._check_fitted()
+        return self._dequantised(self._table(x).double(), index, seed, mask)
+
+    def _dequantised(self, x: Tensor, index: Tensor, seed: int, mask: Tensor | None) -> Tensor:
         if index.shape != x.shape[:1]:
             raise ValueError(f"index has shape {tuple(index.shape)}, x {tuple(x.shape)}: expected one integer per row")
         uniform = torch.full_like(x, 0.5)
-        if any(column.point_mass is not None for column in self.columns):
+        if self.has_point_masses:
             uniform = noise.uniform(seed, "dequantise", index, self.features, device=x.device)
-        return self.spread(x, uniform, mask)
+        return self._spread(x, uniform, mask)
 
     def spread(self, x: Tensor, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `dequantise`, with the random numbers (N, D) given: an exported graph takes them as an input."""
+        self._check_fitted()
+        return self._spread(x, uniform, mask)
+
+    def _spread(self, x: Tensor, uniform: Tensor, mask: Tensor | None) -> Tensor:
         depth = uniform if self.noise == "uniform" else 1 - torch.sqrt(uniform)
         # a value below the continuum seen in the fit must not fall into the band of the point mass
         continuum = torch.where(self.mass == self.mass, torch.maximum(x, self.edge), x)
@@ -147,6 +179,7 @@ class Preprocessing(nn.Module, Recorded):
     def quantise(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (N, D): what lies below the middle of the gap becomes the exact value, the rest at least the least value of the
         continuum seen in the fit; bounds are kept. Not decreasing in y, where the point mass is the lowest value."""
+        self._check_fitted()
         has_mass = self.mass == self.mass
         # nothing comes out between the point mass and the least value that was seen: the map stays increasing
         x = torch.minimum(torch.maximum(y, torch.where(has_mass, self.least, self.lower)), self.upper)
@@ -155,6 +188,7 @@ class Preprocessing(nn.Module, Recorded):
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z (N, D) and log |det dz/dy| (N,), float64."""
+        self._check_fitted()
         u, ladj = self.curves(y.double())
         z, ladj = (u - self.mean) / self.scale, ladj - torch.log(self.scale)
         if mask is not None:
@@ -163,6 +197,7 @@ class Preprocessing(nn.Module, Recorded):
 
     def inverse(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y (N, D) and log |det dy/dz| (N,), float64."""
+        self._check_fitted()
         y, ladj = self.curves.inverse(z.double() * self.scale + self.mean)
         ladj = ladj + torch.log(self.scale)
         if mask is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import xarray
 
+from sciflow.arguments import integer
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.files import reason
@@ -27,6 +28,7 @@ from sciflow.store.tree import layout, numpy_of, versions
 __all__ = ["draw"]
 
 _ROWS, _NUMBERS = 2**16, 2**22  # of one call: rows through the flow, numbers in its input
+_MOST = 2**62  # numbers of draws and streams stay below it: their sums fit into 64 bits
 _log = logging.getLogger(__name__)
 
 
@@ -77,8 +79,8 @@ def draw(
     If the flow has point masses x is quantised and log_prob is that of the dequantised variable. With `path` the arrays
     are read on demand. Flows are used in evaluation mode.
 
-    Raises `UserError` for a bad argument, for a distribution that has no map from uniforms (torch's own generator is never
-    used in its stead), and if the files cannot be written.
+    Raises `UserError` for a bad argument, for a condition or draws that are not finite, for a distribution that has no map
+    from uniforms (torch's own generator is never used in its stead), and if the files cannot be written.
 
     >>> from torch.distributions import Normal
     >>> tree = draw(Normal(torch.zeros(3), 1.0), 10, seed=1)
@@ -87,11 +89,12 @@ def draw(
     >>> bool((tree["posterior"]["x"][:, 4:6] == draw(Normal(torch.zeros(3), 1.0), 2, seed=1, start=4)["posterior"]["x"]).all())
     True
     """
-    n, start = _integer("n", n, 1), _integer("start", start, 0)
-    first_stream = stream_id(stream) >> 1 if isinstance(stream, str) else _integer("stream", stream or 0, -(2**62))
+    n, start = integer("n", n, 1, _MOST), integer("start", start, 0, _MOST)
+    first_stream = stream_id(stream) >> 1 if isinstance(stream, str) else integer("stream", stream or 0, -_MOST, _MOST)
     uniform(seed, first_stream, 0, 0)  # refuses a bad seed before anything is written
     origin = source(distribution)
-    chunk = _default_chunk(origin, n) if chunk is None else min(_integer("chunk", chunk, 1), n)
+    _check_condition(getattr(distribution, "context", None))
+    chunk = _default_chunk(origin, n) if chunk is None else min(integer("chunk", chunk, 1, _MOST), n)
     request = {
         "seed": str(operator.index(seed)),  # a string: files have no unsigned 64-bit attributes
         "stream": str(0 if stream is None else stream),
@@ -162,6 +165,12 @@ def _values(origin: Source, seed: int, stream: int, first: int, last: int) -> di
     u = uniform(seed, streams, index, origin.uniforms).reshape(last - first, *origin.batch_shape, origin.uniforms)
     x, log_prob = origin.draw(u)
     x, log_prob = x.expand(last - first, *origin.batch_shape, *origin.event_shape), log_prob.expand(u.shape[:-1])
+    absurd = int((~torch.isfinite(x)).reshape(*log_prob.shape, -1).any(-1).sum())
+    if absurd:
+        raise UserError(
+            f"draws {first} to {last - 1}: {absurd} of {log_prob.numel()} are not finite; "
+            "the model has diverged, or the condition is far outside what it was trained on"
+        )
     bad = int((~torch.isfinite(log_prob)).sum())
     if bad:
         _log.warning("draws %d to %d: the log-density of %d is not finite", first, last - 1, bad)
@@ -170,22 +179,21 @@ def _values(origin: Source, seed: int, stream: int, first: int, last: int) -> di
     return {"x": numpy_of(x)[None], "log_prob": numpy_of(log_prob)[None]}
 
 
+def _check_condition(context: Any) -> None:
+    """Refuse a bound condition that is not finite: every draw of that batch element would be spoilt."""
+    if not isinstance(context, torch.Tensor) or bool(torch.isfinite(context).all()):
+        return
+    bad = (~torch.isfinite(context)).any(-1).reshape(-1)
+    raise UserError(
+        f"the condition is not finite in {int(bad.sum())} of {len(bad)} batch elements "
+        f"(first in number {int(bad.int().argmax())}): remove or mend them"
+    )
+
+
 def _default_chunk(origin: Source, n: int) -> int:
     batch = max(1, origin.batch_shape.numel())
     width = max(1, origin.uniforms, origin.event_shape.numel())
     return max(1, min(n, _ROWS // batch, _NUMBERS // (batch * width)))
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise UserError(f"{name} is {value!r}, expected an integer") from None
-    if not least <= number < 2**62:
-        raise UserError(f"{name} is {number}, expected an integer from {least} to 2^62 - 1")
-    return number
 
 
 @contextlib.contextmanager

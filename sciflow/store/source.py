@@ -60,12 +60,10 @@ def source(distribution: Any) -> Source:
 
 
 def _quantise_of(flow: Any, mask: Tensor | None) -> Callable[[Tensor], Tensor] | None:
-    """The map back to point masses, of the flow or of its preprocessing; None if it has no point mass."""
-    owner: Any = flow if hasattr(flow, "quantise") else getattr(flow, "preprocessing", None)
-    columns = getattr(owner, "columns", None)
-    if not hasattr(owner, "quantise") or (columns and all(column.point_mass is None for column in columns)):
+    """The flow's map back to point masses; None if it has none."""
+    if not hasattr(flow, "quantise") or not getattr(flow, "has_point_masses", True):
         return None
-    return owner.quantise if mask is None else lambda x: owner.quantise(x, mask.expand(x.shape))
+    return flow.quantise if mask is None else lambda x: flow.quantise(x, mask.expand(x.shape))
 
 
 def _transported(distribution: Any) -> Source:

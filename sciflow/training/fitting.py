@@ -66,7 +66,7 @@ def fit(
     Arguments:
         flow: any module with flow(condition) -> distribution; zuko flows too. The arithmetic is in its dtype.
         data: x, (x, condition, weight, mask, index), a dict with those names or a `Batch`; rows first; conditions may
-            be nested dicts. Rows may lie on the CPU or on the flow's device.
+            be nested dicts. Rows may lie on the CPU or on the flow's device; those of weight 0 are left out.
         objective: what is learned; maximum likelihood by default.
         validation: the fraction of rows held out, or a data set; 0 for none (then the last weights are kept).
         groups: (N,) integers; rows of one group (one event) are held out together.
@@ -130,6 +130,9 @@ def fit(
         if part is not None:
             check(part, names)
     assert training is not None
+    training, counted = _counting(training, rows[0])
+    held_out, held_counted = (None, rows[1]) if held_out is None else _counting(held_out, rows[1])
+    rows = (counted, held_counted)
     if patience is not None and held_out is None:
         raise UserError(f"patience={patience} needs a validation set to watch, but validation=0: hold rows out or omit it")
 
@@ -175,20 +178,27 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
     batch = check(as_batch(data), names)
     if batch.index is None:
         batch = batch._replace(index=torch.arange(len(batch.x), device=batch.x.device))
-    # a flow over physical units computes its preprocessing in float64 itself: its rows keep their precision
-    physical = hasattr(flow, "dequantise") or hasattr(flow, "preprocessing")
-    dequantise: Any = getattr(flow, "dequantise", None) or getattr(getattr(flow, "preprocessing", None), "dequantise", None)
+    dequantise: Any = getattr(flow, "dequantise", None)
     if dequantise is not None:
+        # a flow over physical units computes its preprocessing in float64 itself: its rows keep their precision
         mask = {} if batch.mask is None else {"mask": batch.mask}
         batch = batch._replace(x=dequantise(batch.x, batch.index, **mask))
-    if physical:
-        return batch if dequantise is not None else check(batch._replace(x=batch.x.to(dtype)), names)
+        check(batch, names)
+        return batch
 
     def convert(leaf: Tensor) -> Tensor:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
     # once more: a number may be finite in float64 and infinite in float32
     return check(map_tensors(convert, batch), names)
+
+
+def _counting(batch: Batch, rows: Tensor) -> tuple[Batch, Tensor]:
+    """Without the rows of weight 0: an infinite loss there would make the gradient of all undefined, 0 times infinity."""
+    if batch.weight is None or bool((batch.weight != 0).all()):
+        return batch, rows
+    counted = (batch.weight != 0).nonzero()[:, 0]
+    return take(batch, counted), rows[counted.cpu()]
 
 
 def _description(flow: nn.Module, dtype: torch.dtype) -> str:

@@ -31,6 +31,9 @@ class LossModule(nn.Module):
                 f"{type(self.objective).__name__} returned losses of shape {tuple(losses.shape)}, "
                 f"expected one per example, {tuple(batch.x.shape[:1])}"
             )
+        if batch.weight is not None:
+            # a row of weight 0 has no say, not even by an infinite loss
+            losses = torch.where(batch.weight == 0, torch.zeros_like(losses), losses)
         self.losses = losses.detach()
         if batch.weight is None:
             return losses.sum(), losses.new_tensor(float(len(losses))), penalty

@@ -142,36 +142,38 @@ class Trainer:
             group["lr"] = rate
         own, batch = share(self.data, rows, self.device)
         total, weight, penalty = self.wrapped(batch)
-        loss_sum, weight_sum, due = total.detach(), weight.detach(), self._due()
+        loss_sum, weight_sum = total.detach(), weight.detach()
         extra = torch.zeros_like(loss_sum) if penalty is None else penalty.detach().to(loss_sum.dtype)
+        due = torch.full_like(loss_sum, float(self._due() and self.rank == 0))
         if self.processes > 1:
             # one message for all: also that process 0 wants a checkpoint, for which it needs the others
-            wanted = torch.full_like(loss_sum, float(due and self.rank == 0))
-            sums = sum_over_processes(torch.stack([loss_sum, weight_sum, extra / self.processes, wanted]).double())
-            loss_sum, weight_sum, extra, due = sums[0], sums[1], sums[2], bool(sums[3] > 0)
+            sums = sum_over_processes(torch.stack([loss_sum, weight_sum, extra / self.processes, due]).double())
+            loss_sum, weight_sum, extra, due = sums.unbind()
         if self.mean_weight is not None:
             weight_sum = torch.full_like(weight_sum, len(rows) * self.mean_weight)
         # the gradients of all processes are averaged, hence the factor; a batch without weight teaches nothing
         scale = self.processes / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
         loss = total * scale.to(total.dtype)
-        if penalty is not None:
-            loss = loss + penalty
-        if not math.isfinite(float(loss_sum + extra)):
-            raise self._diverged(own)
+        loss = loss if penalty is None else loss + penalty
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        norm = extra
         if self.settings.clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-            if not math.isfinite(float(norm)):
-                raise self._error("the gradient became not finite", self.now.step, own)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip).to(extra)
+        # the one moment of a step at which the device is waited for, before anything is changed
+        lost, weighed, punished, wanted, steepness = torch.stack([loss_sum, weight_sum, extra, due, norm]).tolist()
+        if not math.isfinite(lost + punished):
+            raise self._diverged(own)
+        if not math.isfinite(steepness):
+            raise self._error("the gradient became not finite", self.now.step, own)
         self.optimiser.step()
         if self.average is not None:
             self.average.update(self.now.step)
         self.loss.objective.after_step()
-        self.now.loss_sum += float(loss_sum)
-        self.now.weight_sum += float(weight_sum)
+        self.now.loss_sum += lost
+        self.now.weight_sum += weighed
         self.previous = own
-        return due
+        return wanted > 0
 
     def _end_epoch(self, began: float) -> None:
         now = self.now

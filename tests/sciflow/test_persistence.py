@@ -387,3 +387,32 @@ while True:
         process.kill()
         process.wait()
     load(tmp_path / "model")
+
+
+class Limits(nn.Module, Recorded):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 3))
+        self.register_buffer("lower", torch.tensor([-torch.inf, torch.nan]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_that_are_not_finite_are_refused(tmp_path, value: float) -> None:
+    model = Limits()
+    save(model, tmp_path / "model")
+    with torch.no_grad():
+        model.weight[0, :2] = value
+    with pytest.raises(UserError, match=r"cannot save 'weight' of Limits: 2 of its 6 numbers are not finite"):
+        save(model, tmp_path / "model")
+    again = load(tmp_path / "model", trust=TRUST)
+    assert again.lower[0] == -torch.inf and again.lower[1].isnan() and again.weight.isfinite().all()
+
+
+def test_a_loaded_preprocessing_is_fitted_and_an_unfitted_one_is_not(tmp_path) -> None:
+    from sciflow.preprocessing import Preprocessing
+
+    x = torch.tensor([[1.0], [3.0]])
+    loaded = load(save(Preprocessing(1).fit(x), tmp_path / "fitted"))
+    assert torch.equal(torch.export.export(loaded, (x,)).module()(x)[0], loaded(x)[0])
+    with pytest.raises(UserError, match="is not fitted"):
+        load(save(Preprocessing(1), tmp_path / "fresh"))(x)

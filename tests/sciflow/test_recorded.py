@@ -134,3 +134,13 @@ def test_files_that_cannot_be_built(value, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         build(value, trust=TRUST)
     assert "\n" not in str(caught.value)
+
+
+def test_numpy_booleans_stay_booleans() -> None:
+    assert configuration(np.bool_(True)) is True and configuration([np.bool_(False)]) == [False]
+
+
+@pytest.mark.parametrize("value", [{"$float": "nan"}, {"$float": 1, "other": 2}, [{"entry": {"$float": "x"}}]])
+def test_the_key_of_infinite_numbers_is_refused(value) -> None:
+    with pytest.raises(UserError, match=r"the reserved key '\$float': rename it"):
+        configuration(value)

@@ -638,3 +638,21 @@ def test_diagonal_normal_base_is_exact_in_float64() -> None:
     tree = draw(LayeredFlow(2, base=DiagonalNormal(2))(), 1000, seed=9)
     u = uniform(9, 0, torch.arange(1000), 2)
     np.testing.assert_allclose(values(tree)[0], normal_from_uniform(u).numpy(), rtol=1e-6)
+
+
+def test_a_condition_that_is_not_finite_is_counted(tmp_path) -> None:
+    condition = torch.zeros(2, 4, 1, dtype=torch.float64)
+    condition[0, 3], condition[1, 1] = torch.nan, torch.inf
+    with pytest.raises(UserError, match=r"condition is not finite in 2 of 8 batch elements \(first in number 3\)"):
+        draw(flow_of(2, 1)(condition), 3, path=tmp_path / "draws.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_draws_that_are_not_finite_are_counted(tmp_path, where: str) -> None:
+    """exp of a normal times 600 overflows where z > 1.18: in 12 % of the draws."""
+    target = td.TransformedDistribution(td.Normal(torch.zeros(1, dtype=torch.float64), 600.0), [td.ExpTransform()])
+    path = None if where == "memory" else tmp_path / "draws.zarr"
+    with pytest.raises(UserError, match=r"draws 0 to 99: \d+ of 100 are not finite"):
+        draw(target, 200, chunk=100, path=path)
+    assert not list(tmp_path.iterdir())

@@ -62,7 +62,7 @@ def compare_marginals(
 
     Rows where the feature is absent (NaN) take no part. Raises `ValueError` if a sample has no row left.
     """
-    rows = [_rows(sample, name, category) for sample in (first, second)]
+    rows = [sample.having(name, category) for sample in (first, second)]
     x, y = first.columns[name][rows[0]], second.columns[name][rows[1]]
     order = PooledOrder(x, y)
     wx, wy = first.weight[rows[0]], second.weight[rows[1]]
@@ -108,7 +108,7 @@ def null_marginals(
     corrected simulation) whose rows carry, on top of the data's weights, a weight drawn from `weight` (those of the
     corrected simulation in this category), so that the loss of statistical power by weights is part of the null.
     """
-    rows = _rows(data, name, category)
+    rows = data.having(name, category)
     x, w, event = data.columns[name][rows], data.weight[rows], data.event[rows]
     order = PooledOrder(x, x)
     is_mass = None if point_mass is None else x == point_mass
@@ -126,10 +126,6 @@ def null_marginals(
         if is_mass is not None:
             masses.append(abs(_fraction(is_mass, v1) - _fraction(is_mass, v2)))
     return Null(np.array(ks), None if is_mass is None else np.array(masses))
-
-
-def _rows(sample: Sample, name: str, category: str) -> NDArray[np.bool_]:
-    return (sample.category == category) & ~np.isnan(sample.columns[name])
 
 
 def _fraction(hit: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:

@@ -55,6 +55,16 @@ class Sample:
             columns.append(np.unique(self.category, return_inverse=True)[1].astype(np.float64))
         return np.stack(columns, axis=1)
 
+    def having(self, name: str, category: str) -> NDArray[np.bool_]:
+        """The rows of a category where the column is present."""
+        return (self.category == category) & ~np.isnan(self.columns[name])
+
+    def effective_events(self, rows: NDArray[np.bool_] | None = None) -> float:
+        """(sum w)^2 over the sum of squares of the events' weights, of all or some rows; 0 without a positive total."""
+        event, weight = (self.event, self.weight) if rows is None else (self.event[rows], self.weight[rows])
+        total = np.bincount(event, weight, minlength=1)
+        return float(total.sum() ** 2 / (total**2).sum()) if total.sum() > 0 else 0.0
+
     def select(self, rows: NDArray[np.bool_]) -> Sample:
         """The rows where `rows` is True; events are renumbered."""
         values, event = np.unique(self.event[rows], return_inverse=True)

@@ -112,8 +112,11 @@ def distribution_figure(
     with style():
         drawing = figure(0.6 + 3.3 * len(panels), 3.9)
         axes = drawing.subplots(2, len(panels), sharex="col", height_ratios=(2.6, 1), squeeze=False)
-        for column, panel in enumerate(panels):
-            _panel(axes[0, column], axes[1, column], panel, label(name, unit), logarithmic, point_mass, bins)
+        contents = [
+            _panel(top, bottom, panel, label(name, unit), logarithmic, point_mass, bins)
+            for (top, bottom), panel in zip(axes.T, panels, strict=True)
+        ]
+        _limits(axes[0], contents)
         axes[0, 0].set_ylabel("Entries")
         axes[1, 0].set_ylabel("Sim. / data")
         handles, names = axes[0, 0].get_legend_handles_labels()
@@ -121,7 +124,10 @@ def distribution_figure(
     return drawing
 
 
-def _panel(top: Any, bottom: Any, panel: Drawn, text: str, logarithmic: bool, point_mass: float | None, bins: int) -> None:
+def _panel(
+    top: Any, bottom: Any, panel: Drawn, text: str, logarithmic: bool, point_mass: float | None, bins: int
+) -> list[NDArray[np.float64]]:
+    """Draw one panel; the contents that the upper axis has to hold."""
     scale = _Scale([panel.data, panel.before], logarithmic, point_mass, bins)
     data = _fill(scale, panel.data, panel.data_weight)
     norm = panel.data_weight.sum() / panel.weight.sum()
@@ -153,8 +159,6 @@ def _panel(top: Any, bottom: Any, panel: Drawn, text: str, logarithmic: bool, po
         label="Data",
     )
     top.set_title(panel.title)
-    contents = [np.asarray(entry.values(), dtype=np.float64) for entry in (data, before, shown)]
-    _limits(top, contents, float(np.nanmax(content + error)))
     top.set_xlabel("")
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -170,18 +174,23 @@ def _panel(top: Any, bottom: Any, panel: Drawn, text: str, logarithmic: bool, po
     bottom.axhline(1.0, color="black", lw=0.6)
     bottom.set_ylim(0.5, 1.5)
     scale.axis(bottom, text)
+    return [np.asarray(values, dtype=np.float64) for values in (data.values(), before.values(), content, content + error)]
 
 
-def _limits(ax: Any, contents: Sequence[NDArray[np.float64]], top: float) -> None:
-    """From zero; logarithmic if one bin dwarfs the others and none is negative (but for a fluctuation of a small one)."""
-    pooled = np.concatenate([values[np.isfinite(values)] for values in contents])
-    peak, low = max(top, float(pooled.max())), float(pooled.min())
-    positive = pooled[pooled > 0]
-    if low > -0.005 * peak and len(positive) and peak > 10 * np.median(positive):
-        ax.set_yscale("log")
-        ax.set_ylim(max(0.5 * float(positive.min()), 1e-5 * peak), 2 * peak)
-    else:
-        ax.set_ylim(min(0.0, 1.1 * low), 1.15 * peak)
+def _limits(axes: Sequence[Any], contents: Sequence[Sequence[NDArray[np.float64]]]) -> None:
+    """From zero; logarithmic, all panels or none, if in one of them a bin dwarfs the others, and nowhere one is negative
+    (but for a fluctuation of a small one)."""
+    pooled = [np.concatenate([values[np.isfinite(values)] for values in panel]) for panel in contents]
+    positive = [values[values > 0] for values in pooled]
+    dwarfed = any(len(some) and values.max() > 10 * np.median(some) for values, some in zip(pooled, positive, strict=True))
+    whole = all(len(some) and values.min() > -0.005 * values.max() for values, some in zip(pooled, positive, strict=True))
+    for ax, values, some in zip(axes, pooled, positive, strict=True):
+        peak, low = float(values.max()), float(values.min())
+        if dwarfed and whole:
+            ax.set_yscale("log")
+            ax.set_ylim(max(0.5 * float(some.min()), 1e-5 * peak), 2 * peak)
+        else:
+            ax.set_ylim(min(0.0, 1.1 * low), 1.15 * peak)
 
 
 def _fill(scale: _Scale, values: NDArray[np.float64], weight: NDArray[np.float64]) -> hist.Hist:
@@ -197,14 +206,12 @@ def _sigma(filled: hist.Hist) -> NDArray[np.float64]:
 
 
 def _band(ax: Any, edges: Any, low: Any, high: Any, colour: str, *, hatch: str | None = None, name: str | None = None) -> None:
-    """A band as a step function; hatched without fill, or filled."""
+    """A band of one rectangle per bin (a bin between two that are NaN is drawn too); hatched without fill, or filled."""
     look: dict[str, Any] = {"facecolor": "none", "hatch": hatch, "edgecolor": colour} if hatch else {"facecolor": colour}
-    low, high = np.asarray(low), np.asarray(high)
     ax.fill_between(
-        edges,
-        np.append(low, low[-1]),
-        np.append(high, high[-1]),
-        step="post",
+        np.repeat(edges, 2)[1:-1],
+        np.repeat(low, 2),
+        np.repeat(high, 2),
         lw=0,
         alpha=0.45 if hatch else 0.3,
         label=name,

@@ -67,7 +67,8 @@ def closure(
     measurements = measure(before, after, data, roles, **settings, trees=trees, progress=progress)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "certificate.json").unlink(missing_ok=True)  # an old verdict must not lie beside new figures
+        for old in ("certificate.json", "closure.html", "measurements.json"):
+            (folder / old).unlink(missing_ok=True)  # an old verdict must not lie beside new figures
         captions: dict[str, str] = {}
         for name, caption, drawing in figures(measurements, before, after, data, roles, margin=margin):
             write_figure(drawing, folder / f"{name}.png")

@@ -90,9 +90,10 @@ def _distances(measurements: Measurements, categories: list[str], margin: float)
                 row[when] = (abs(first - second), float(np.hypot(a, b)))
             rows.append(row)
         masses.append((category, rows))
-    if any(rows for _, rows in ks):
+    ks, masses = ([(category, rows) for category, rows in entries if rows] for entries in (ks, masses))
+    if ks:
         yield "ks", "Kolmogorov-Smirnov distances to data", distance_figure(ks, "Weighted KS distance")
-    if all(rows for _, rows in masses) and masses:
+    if masses:
         drawing = distance_figure(masses, r"$|P_{sim} - P_{data}|$ of the point mass")
         yield "point_mass", "Probability of the point mass, difference to data", drawing
 

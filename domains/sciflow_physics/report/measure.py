@@ -25,6 +25,9 @@ from sciflow_physics.report.progress import steps
 
 __all__ = ["Marginal", "Measurements", "measure", "samples_of"]
 
+# effective events below which a resampling may be left with no positive weight at all (5 standard deviations)
+_FEWEST = 25.0
+
 
 @dataclass(frozen=True)
 class Marginal:
@@ -51,6 +54,7 @@ class Measurements:
     events: dict[str, int]
     changed: dict[str, bool]  # conditions, auxiliaries and bookkeeping columns: not bit-identical to the input
     non_finite: dict[str, int]
+    not_compared: list[tuple[str, str]]  # (feature, category) that a sample has, with too few events in one of the two
     out_of_support: float | None
     effective_rows: dict[str, float]  # (sum w)^2 / sum w^2; for the simulation with the kinematic weights
     negative_fraction: dict[str, float]
@@ -112,17 +116,30 @@ def measure(
         bootstrap: resamplings of events for errors; replicates: of the data-vs-data null.
         folds, floor_splits, trees: see `sciflow_physics.metrics.cross_fit` and `data_floor`.
 
-    Raises `UserError` if columns are missing or a sample's weights do not sum to more than zero.
+    A feature in a category that one of the samples lacks, or has in less than 25 effective events, is not compared but
+    listed in `not_compared`.
+
+    Raises `UserError` if columns are missing, a sample's weights do not sum to more than zero, or there are too few events.
     """
     sim, corrected, real = samples_of(before, after, data, roles)
     for name, sample in (("simulation", sim), ("data", real)):
         if not sample.weight.sum() > 0:
             raise UserError(f"the weights of the {name} ({len(sample.weight)} rows) sum to {sample.weight.sum():g}")
+    # the data are halved for the comparison with themselves
+    for name, sample, parts in (("simulation", sim, folds), ("data", real, 2 * folds)):
+        worth = sample.effective_events()
+        if worth < _FEWEST * parts:
+            raise UserError(
+                f"the {name} has {sample.events} events, worth {worth:.0f} of equal weight: {folds} folds need at least "
+                f"{_FEWEST * parts:.0f}"
+            )
     options: dict[str, Any] = {"folds": folds, "seed": seed, "bootstrap": bootstrap, "trees": trees}
     features, conditions = roles.feature_names, roles.condition_names
     every = [*features, *conditions]
     categories = sorted(set(real.category) & set(sim.category))
-    pairs = [(name, category) for name in features for category in categories if _shared(sim, real, name, category)]
+    everywhere = sorted(set(real.category) | set(sim.category))
+    wanted = [(n, c) for n in features for c in everywhere if any(s.having(n, c).any() for s in (sim, real))]
+    pairs = [(name, category) for name, category in wanted if category in categories and _shared(sim, real, name, category)]
     found: dict[str, CrossFitted] = {}
     comparisons = {
         "before": (sim, every),
@@ -149,6 +166,7 @@ def measure(
         events={"simulation": sim.events, "data": real.events},
         changed=_changed(before, after, roles),
         non_finite=_non_finite(before, after, roles),
+        not_compared=[pair for pair in wanted if pair not in pairs],
         out_of_support=float(np.mean(after["out_of_support"].values)) if "out_of_support" in after else None,
         effective_rows={"simulation": _effective(sim.weight), "data": _effective(real.weight)},
         negative_fraction={"simulation": float(np.mean(sim.weight < 0)), "data": float(np.mean(real.weight < 0))},
@@ -174,7 +192,7 @@ def _marginal(
         name,
         category,
         events=sim.events,
-        weight=sim.weight[(sim.category == category) & ~np.isnan(sim.columns[name])],
+        weight=sim.weight[sim.having(name, category)],
         replicates=replicates,
         **options,
     )
@@ -190,8 +208,9 @@ def _marginal(
 
 
 def _shared(sim: Sample, real: Sample, name: str, category: str) -> bool:
-    present = [(sample.category == category) & ~np.isnan(sample.columns[name]) for sample in (sim, real)]
-    return all(sample.weight[rows].sum() > 0 for sample, rows in zip((sim, real), present, strict=True))
+    size = [sample.effective_events(sample.having(name, category)) for sample in (sim, real)]
+    # the null draws as many events as the simulation has from the data
+    return min(*size, size[1] * sim.events / real.events) >= _FEWEST
 
 
 def _correlations(sim: Sample, corrected: Sample, real: Sample, names: list[str], category: str) -> dict[str, Any]:

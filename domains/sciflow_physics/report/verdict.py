@@ -32,6 +32,7 @@ def certify(
         margin: what a distance may exceed the 95 % point of the data-vs-data null by (the null contains the
             statistical fluctuation of both samples, but not that of the training).
 
+    What has too few events to be compared is a test that was not evaluated: the verdict is then at best "incomplete".
     The fraction of rows outside the range of the training samples is reported without a limit.
     """
     value, error = measurements.auc_excess
@@ -60,6 +61,10 @@ def certify(
                     description=f"|P(simulation) - P(data)| of the point mass; threshold: 95 % of data-vs-data + {margin:g}",
                 )
             )  # fmt: skip
+    tests += [
+        Test(f"ks/{feature}/{category}", None, description="too few events, or none, in the simulation or in the data")
+        for feature, category in measurements.not_compared
+    ]
     changed = [name for name, differs in measurements.changed.items() if differs]
     tests += [
         Test(

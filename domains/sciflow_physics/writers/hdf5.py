@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,33 @@ from sciflow_physics.writers.base import Sink
 __all__ = ["Hdf5Sink"]
 
 
+class _Guarded(io.FileIO):
+    """A file that keeps its first error for later: HDF5 crashes the process if a write fails while it closes a file."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while self.error is None and len(left):
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
 class Hdf5Sink(Sink):
     """Columns below the group `tree` ("" is the root group); provenance is its attribute `sciflow`."""
 
@@ -20,7 +49,8 @@ class Hdf5Sink(Sink):
         import h5py
 
         super().__init__(path, output, provenance)
-        self.file = h5py.File(path, "w")
+        self.raw = _Guarded(path, "w+")
+        self.file = h5py.File(self.raw, "w")
         self.tree, self.compound, self.rows = tree or ("events" if compound else "/"), compound, 0
         self.node: Any = None
 
@@ -41,12 +71,17 @@ class Hdf5Sink(Sink):
             for name, column in columns.items():
                 self._append(self.node[name], column)
         self.rows += rows
+        self.raw.check()
 
     def finish(self) -> None:
         self.file.close()
+        self.raw.check()
+        self.raw.close()
 
     def abort(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError, RuntimeError):
+            self.file.close()
+        self.raw.close()
 
     def _create(self, columns: Columns, chunk: int) -> Any:
         if self.compound:

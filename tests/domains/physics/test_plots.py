@@ -70,6 +70,32 @@ def test_a_bin_that_dwarfs_the_others_makes_the_axis_logarithmic():
     assert distribution_figure([panel], "iso", logarithmic=True, point_mass=0.0).axes[0].get_yscale() == "log"
 
 
+def test_panels_of_one_figure_share_the_kind_of_axis():
+    rng = np.random.default_rng(3)
+    mostly = np.where(rng.random(4000) < 0.95, 0.0, rng.lognormal(size=4000))
+    flat = rng.uniform(1, 2, 4000)
+    dwarfed, even = (drawn(rng, 4000, data=x, before=x, after=x) for x in (mostly, flat))
+    figure = distribution_figure([even, dwarfed], "iso", point_mass=0.0)
+    assert [axes.get_yscale() for axes in figure.axes[:2]] == ["log", "log"]
+    signed = drawn(rng, 4000, data=flat, before=flat, after=flat, data_weight=np.where(flat < 1.2, -1.0, 1.0))
+    figure = distribution_figure([signed, dwarfed], "iso", point_mass=0.0)
+    assert [axes.get_yscale() for axes in figure.axes[:2]] == ["linear", "linear"]
+
+
+def test_the_point_mass_has_its_error_bands():
+    """The bin left of the gap, whose only neighbour is not drawn: a rectangle over its whole width in every band."""
+    rng = np.random.default_rng(6)
+    panel = drawn(rng)
+    figure = distribution_figure([drawn(rng, up=panel.after, down=panel.after)], "iso", logarithmic=True, point_mass=0.0)
+    for axes, number in zip(figure.axes, (2, 3), strict=True):  # statistics, variations; below that of the data too
+        left = min(path.vertices[:, 0].min() for band in axes.collections for path in band.get_paths())
+        first = [
+            min(band.get_paths(), key=lambda path: path.vertices[:, 0].min()) for band in axes.collections if band.get_paths()
+        ]
+        widths = [np.ptp(path.vertices[:, 0]) for path in first if path.vertices[:, 0].min() == left]
+        assert sum(width > 0.05 for width in widths) >= number, widths
+
+
 def test_variations_and_single_curves_are_drawn():
     rng = np.random.default_rng(4)
     panel = drawn(rng)

@@ -154,6 +154,36 @@ def test_signed_weights_give_finite_numbers(simulation, data, tmp_path):
     assert np.isfinite([test.value for test in certificate.tests]).all()
 
 
+def _renamed(dataset, count):
+    """The first rows are of a third category."""
+    names = dataset["category"].values.astype("<U4")
+    names[:count] = "gap"
+    return dataset.assign(category=("row", names))
+
+
+def test_a_category_that_the_simulation_lacks_is_not_passed_over(simulation, data):
+    """A perfect correction of the barrel says nothing about the endcaps of the data."""
+    barrel = simulation.isel(row=simulation["category"].values == "EB")
+    found = measure(barrel, truth_for(barrel), data, ROLES, **FAST)
+    assert found.not_compared == [("iso", "EE")]
+    certificate = certify(found)
+    assert certificate["ks/iso/EE"].outcome == "not evaluated" and certificate.verdict != "passed"
+
+
+def test_a_handful_of_rows_of_a_category_is_named_not_compared(simulation, data, tmp_path):
+    sim, real = _renamed(simulation, 3), _renamed(data, 3)
+    certificate = closure(sim, truth_for(sim), real, ROLES, folder=tmp_path, **FAST)
+    assert certificate["ks/iso/gap"].outcome == "not evaluated" and certificate.verdict != "passed"
+    assert {"ks", "point_mass"} <= set(certificate.figures)
+
+
+@pytest.mark.parametrize(("sim_rows", "data_rows"), [(2, 2200), (90, 2200), (1800, 12), (1800, 180)])
+def test_too_few_events_are_refused(simulation, data, sim_rows, data_rows):
+    sim, real = simulation.isel(row=slice(sim_rows)), data.isel(row=slice(data_rows))
+    with pytest.raises(UserError, match=r"has \d+ events, worth \d+ of equal weight: 2 folds need at least (50|100)"):
+        measure(sim, truth_for(sim), real, ROLES, **FAST)
+
+
 def test_the_page_is_self_contained_and_escaped(perfect):
     folder, certificate = perfect
     page = (folder / "closure.html").read_text()
@@ -183,7 +213,8 @@ def test_the_same_seed_gives_the_same_numbers(simulation, data):
 
 
 def test_an_interrupted_report_leaves_no_verdict(simulation, data, tmp_path, monkeypatch):
-    (tmp_path / "certificate.json").write_text("of an older report")
+    for old in ("certificate.json", "closure.html", "measurements.json"):
+        (tmp_path / old).write_text("of an older report")
     calls = []
 
     def interrupted(drawing, path):

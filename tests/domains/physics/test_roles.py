@@ -146,7 +146,7 @@ def test_the_optional_event_id() -> None:
 
 
 def test_presets() -> None:
-    with pytest.raises(UserError, match=r"did you mean .zee.\?"):
+    with pytest.raises(UserError, match=r"did you mean .zee.\?; there are zee"):
         Roles.preset("ze")
     assert Roles.preset("zee").auxiliary["m_ee"].unit == "GeV"
 

@@ -345,6 +345,34 @@ def test_interruptions_leave_no_half_file(number: int, tmp_path) -> None:
     assert beside.exists() == (number == signal.SIGKILL)  # nothing can tidy up after SIGKILL
 
 
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, {folder!r})
+from test_streaming import Doubles
+from sciflow.errors import UserError
+from sciflow_physics.roles import Roles
+from sciflow_physics.streaming import apply_file
+roles = Roles.from_text("[features.x]")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    apply_file(Doubles(roles), "a.csv", {target!r}, roles, mode="copy", rows_per_chunk=500)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of a file")
+@pytest.mark.parametrize("target", ["b.csv", "b.parquet", "b.root", "b.h5"])
+def test_a_full_disk_is_named_and_leaves_nothing(target: str, tmp_path) -> None:
+    """In a process of its own: HDF5 ends it with a segmentation fault if a write fails while the file is closed."""
+    pd.DataFrame({"x": np.random.default_rng(0).normal(size=20_000)}).to_csv(tmp_path / "a.csv", index=False)
+    code = FULL.format(folder=str(Path(__file__).parent), target=target)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == f"{target}: cannot be written: File too large\n", done
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]
+
+
 @pytest.mark.data
 def test_real_ntuples(science_data, tmp_path) -> None:
     roles = Roles.preset("zee")

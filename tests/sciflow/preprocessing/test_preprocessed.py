@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sciflow.errors import UserError
 from sciflow.flows import Layer, LayeredFlow, Preprocessed
 from sciflow.preprocessing import Column, Preprocessing
 
@@ -63,3 +64,36 @@ def test_draws_carry_their_own_density_and_the_condition_is_checked() -> None:
         flow()
     with pytest.raises(ValueError, match=r"event shape \(2,\), the preprocessing \(3,\)"):
         Preprocessed(flow.flow, features=Preprocessing(3))
+
+
+def test_point_masses_come_and_go_through_the_flow() -> None:
+    x = torch.rand(50, 2, dtype=torch.float64) + 1
+    x[:20, 0] = 0
+    index, mask = torch.arange(50), torch.ones(50, 2, dtype=torch.bool)
+    mask[5:9, 0] = False
+    preprocessing = Preprocessing([Column("a", transform="log", point_mass=0.0), Column("b")]).fit(x)
+    flow = Preprocessed(LayeredFlow(2, maskable=True), features=preprocessing)
+    assert flow.has_point_masses
+    for given in (None, mask):
+        y = flow.dequantise(x, index, seed=3, mask=given)
+        assert torch.equal(y, preprocessing.dequantise(x, index, seed=3, mask=given)) and not torch.equal(y, x)
+        assert torch.equal(flow.quantise(y, given), x if given is None else torch.where(given, x, 0))
+
+
+def test_without_point_masses_both_are_the_identity() -> None:
+    x = torch.rand(50, 2, dtype=torch.float64) + 1
+    preprocessing = Preprocessing([Column("a", transform="bounded", lower=1.0, upper=2.0), Column("b")]).fit(x)
+    flow = Preprocessed(LayeredFlow(2), features=preprocessing)
+    outside = x + 5
+    assert not flow.has_point_masses and torch.equal(flow.quantise(outside), outside)
+    assert torch.equal(flow.dequantise(x, torch.arange(50)), x)
+    bare = Preprocessed(LayeredFlow(2))
+    assert torch.equal(bare.dequantise(x, torch.arange(50)), x) and torch.equal(bare.quantise(x), x)
+
+
+def test_an_unfitted_preprocessing_is_refused() -> None:
+    flow = Preprocessed(LayeredFlow(2), features=Preprocessing(2))
+    with pytest.raises(UserError, match="is not fitted"):
+        flow().log_prob(torch.zeros(3, 2))
+    with pytest.raises(UserError, match="is not fitted"):
+        flow().sample((3,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -160,6 +161,7 @@ def test_absent_entries_are_zero_and_without_log_det() -> None:
     z, ladj = preprocessing(y, mask)
     assert torch.isfinite(y).all() and (z[~mask] == 0).all() and (y[~mask] == 0).all()
     only = Preprocessing([c for j, c in enumerate(COLUMNS) if j != 1])
+    only.fitted.fill_(True)
     kept = [0, 2, 3, 4, 5, 6, 7]
     for name in ("mean", "scale", "edge", "gap", "width"):
         setattr(only, name, getattr(preprocessing, name)[kept])
@@ -231,3 +233,52 @@ def test_onnx_export_equals_torch(tmp_path) -> None:  # type: ignore[no-untyped-
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for got, expected in zip(session.run(None, {"y": y.numpy()}), RoundTrip()(y), strict=True):
         np.testing.assert_allclose(got, expected.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("use", ["dequantise", "spread", "quantise", "forward", "inverse"])
+def test_use_before_fit_is_refused(use: str) -> None:
+    preprocessing = Preprocessing([Column("a"), Column("b", transform="log")])
+    second = {"dequantise": torch.arange(3), "spread": torch.full((3, 2), 0.5)}
+    arguments = (torch.rand(3, 2), *([second[use]] if use in second else []))
+    with pytest.raises(UserError, match=r"of 'a', 'b' is not fitted: call fit\(x\), or load"):
+        getattr(preprocessing, use)(*arguments)
+    getattr(preprocessing.fit(torch.rand(9, 2) + 1), use)(*arguments)
+
+
+def test_being_fitted_is_saved_loaded_and_copied_and_a_refused_fit_ends_it() -> None:
+    fitted, fresh = Preprocessing(1).fit(torch.tensor([[1.0], [3.0]])), Preprocessing(1)
+    state, x = fitted.state_dict(), torch.tensor([[2.0], [5.0]])
+    expected = fitted(x)[0]
+    with torch.device("meta"):
+        bare = Preprocessing(1)
+    assert bare(x.to("meta"))[0].is_meta
+    in_place = Preprocessing(1)
+    for own, other in zip(in_place.buffers(), fitted.buffers(), strict=True):
+        own.copy_(other)
+    for copied in (in_place, copy.deepcopy(fitted)):
+        assert torch.equal(copied(x)[0], expected)
+    unfitted = copy.deepcopy(fresh.state_dict())
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(x)[0], expected)
+    fresh.load_state_dict(unfitted)
+    with pytest.raises(UserError, match="is not fitted"):
+        fresh(x)
+    with pytest.raises(UserError, match="zero variance"):
+        fitted.fit(torch.ones(4, 1))
+    with pytest.raises(UserError, match="is not fitted"):
+        fitted(x)
+
+
+def test_being_fitted_is_not_read_from_the_device_again() -> None:
+    """Neither a host read nor a graph break: an exported program of it exists."""
+    preprocessing = Preprocessing(1).fit(torch.tensor([[1.0], [3.0]]))
+    x = torch.tensor([[2.0], [5.0]])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        preprocessing.inverse(preprocessing(x)[0])
+    assert "aten::_local_scalar_dense" not in {event.key for event in profile.key_averages()}
+    assert torch.equal(torch.export.export(preprocessing, (x,)).module()(x)[0], preprocessing(x)[0])
+
+
+def test_an_empty_table_is_called_so() -> None:
+    with pytest.raises(UserError, match="the table has no rows"):
+        Preprocessing(2).fit(torch.empty(0, 2))

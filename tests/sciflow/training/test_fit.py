@@ -395,3 +395,83 @@ def test_average_leaves_the_weights_as_they_were() -> None:
     with average.applied():
         assert flow.loc.item() == pytest.approx(9.0)
     assert flow.loc.item() == 10.0
+
+
+@pytest.mark.parametrize("clip", [None, 5.0])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_the_device_is_waited_for_once_per_step(monkeypatch: pytest.MonkeyPatch, clip: float | None, penalty: bool) -> None:
+    """Reads of tensors by Python, counted in trainings of 5 and of 25 steps."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Reads.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    class Simple(MaximumLikelihood):
+        def forward(self, flow: Any, batch: Batch) -> Tensor:  # torch's own distributions validate their arguments
+            return ((batch.x - flow.loc) ** 2).sum(1)
+
+        def penalty(self, flow: Any, batch: Batch) -> Tensor | None:
+            return flow.loc.sum() ** 2 if penalty else None
+
+    original = Tensor.tolist
+
+    def tolist(tensor: Tensor) -> Any:
+        Reads.count += 1
+        return original(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", tolist)
+    found = []
+    for size in (20, 4):
+        Reads.count = 0
+        with Reads():
+            fit(Gaussian(), rows(100)[0], objective=Simple(), epochs=1, batch_size=size, clip=clip, ema=0.9, **QUIET)
+        found.append(Reads.count)
+    assert found[1] - found[0] == 20
+
+
+@pytest.mark.parametrize("validation", [0, 0.3])
+def test_rows_of_weight_zero_count_for_nothing_even_with_an_infinite_loss(validation: float) -> None:
+    """-log(x - loc) is infinite with a gradient of NaN (0 / 0) in rows with x = 0."""
+
+    class Barrier(MaximumLikelihood):
+        def forward(self, flow: Any, batch: Batch) -> Tensor:
+            distance = (batch.x[:, 0] * flow.log_scale.exp()).abs().sqrt()
+            return distance - torch.log(distance)
+
+    x, weight = rows(60)[0].abs() + 0.1, torch.ones(60, dtype=torch.float64)
+    x[::3], weight[::3] = 0, 0
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "progress": False, "validation": validation}
+    flow = Gaussian()
+    result = fit(flow, (x, None, weight), objective=Barrier(), **options)
+    assert torch.isfinite(weights(flow)).all() and math.isfinite(result.history[-1]["loss"])
+    assert validation or result.steps == 2 * 3  # 40 rows remain
+    if not validation:
+        other = Gaussian()
+        fit(other, x[weight > 0], objective=Barrier(), **options)
+        assert torch.allclose(weights(flow), weights(other), rtol=1e-12)
+
+
+def test_a_loss_without_weight_is_no_loss() -> None:
+    from sciflow.training.loss import LossModule
+
+    class Infinite(MaximumLikelihood):
+        def forward(self, flow: nn.Module, batch: Batch) -> Tensor:
+            return torch.where(batch.x[:, 0] == 0, torch.inf, batch.x[:, 0])
+
+    module = LossModule(Gaussian(), Infinite())
+    total, weight, _ = module(Batch(torch.tensor([[0.0], [2.0]]), weight=torch.tensor([0.0, 3.0])))
+    assert float(total) == 6 and float(weight) == 3 and torch.isfinite(module.losses).all()
+
+
+def test_a_flow_with_preprocessed_conditions_alone_is_trained_in_its_own_dtype() -> None:
+    from sciflow.flows import NeuralSplineFlow, Preprocessed
+    from sciflow.preprocessing import Column, Preprocessing
+
+    x, condition = rows(64)
+    pt = Preprocessing([Column("pt", transform="log")]).fit(condition.abs() + 1)
+    flow = Preprocessed(NeuralSplineFlow(1, 1, transforms=1, bins=4, hidden=(8,), kind="autoregressive"), condition=pt)
+    assert fit(flow, (x, condition.abs() + 1), epochs=1, batch_size=32, **QUIET).steps == 2
