@@ -74,9 +74,7 @@ def physics() -> None:
     "--normal-scores", is_flag=True,
     help="Settle the marginals of each category before the flow: small samples, thresholds. Its band is not coverage-tested.",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", type=_FILE, help="Folder for the state of the trainings: the command, repeated, goes on from it."
-)
+@click.option("--checkpoint", type=_FILE, help="Folder for the state of the trainings: the command, repeated, goes on from it.")
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")
 @_both_trees
 def fit(sim: Path, data: Path, roles: str, output: Path, sim_tree: str | None, data_tree: str | None, **options: Any) -> None:

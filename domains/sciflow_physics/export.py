@@ -70,9 +70,10 @@ class Exported(nn.Module):
         x, mask = given["features"], given.get("mask")
         column = x[:, 0]
         model = self.transport
+        conditions = given["conditions"] if "conditions" in given else x[:, :0]
         nominal, spread, outside = model.corrected(
             x,
-            given["conditions"] if "conditions" in given else x[:, :0],
+            conditions,
             given["category"] if "category" in given else torch.zeros_like(column, dtype=torch.int64),
             given["uniform"] if "uniform" in given else torch.full_like(x, 0.5),
             given["noise"] if "noise" in given else torch.zeros_like(x),
@@ -80,8 +81,7 @@ class Exported(nn.Module):
         )
         results = []
         for shift in (0.0, self.band, -self.band) if self.band else (0.0,):
-            y, _ = model.features.inverse(nominal + shift * spread if shift else nominal, mask)
-            results.append(model.features.quantise(y, mask))
+            results.append(model.physical(nominal + shift * spread if shift else nominal, conditions, mask))
         return *results, outside
 
 

@@ -159,6 +159,7 @@ def _fit_fold(
     nominal = weighted(sim, data, roles, categories, seed=seed)
     model.ratio = nominal.ratio
     weight = torch.from_numpy(np.concatenate([nominal.sim, nominal.data]))
+    both = both._replace(x=both.x * model.factors(torch.from_numpy(both.conditions)).numpy())
     mask = torch.from_numpy(both.mask)
     model.features.fit(torch.from_numpy(both.x), weight, mask)
     model.conditions.fit(model.fold_signs(torch.from_numpy(both.conditions)), weight)

@@ -73,6 +73,7 @@ class Correction(nn.Module, Recorded):
                 members=members,
                 flow=flow or {"hidden": (64, 64)},
                 normal_scores=normal_scores,
+                scales=[role.scale.text if role.scale else "" for role in self.roles.features.values()],
                 symmetric=[role.symmetric for role in self.roles.conditions.values()],
                 trees=(0, 1, 0) if trees is None else trees[fold],
             )
@@ -141,8 +142,8 @@ class Correction(nn.Module, Recorded):
         nominal, spread, outside = model.corrected(**tensors)  # type: ignore[arg-type]
         results = []
         for shift in (0.0, self.band_factor, -self.band_factor):
-            y, _ = model.features.inverse(nominal + shift * spread, mask)
-            results.append(model.features.quantise(y, mask)[:rows].cpu().numpy())
+            y = model.physical(nominal + shift * spread, tensors["conditions"], mask)  # type: ignore[arg-type]
+            results.append(y[:rows].cpu().numpy())
         return *results, outside[:rows].cpu().numpy()
 
 

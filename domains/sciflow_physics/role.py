@@ -92,12 +92,13 @@ class Role:
     point_mass: float | None = None
     present: Expression | None = None
     symmetric: bool = False
+    scale: Expression | None = None
 
     @classmethod
     def parse(cls, name: str, table: Table, kind: str) -> Role:
         known = ["column", "unit"]
         known += ["transform", "lower", "upper"] if kind != "auxiliary" else []
-        known += ["point_mass", "present"] if kind == "feature" else []
+        known += ["point_mass", "present", "scale"] if kind == "feature" else []
         known += ["symmetric"] if kind == "condition" else []
         table.only(known)
         transform = table.text("transform", "none")
@@ -113,6 +114,7 @@ class Role:
         return cls(
             name, table.text("column", name) or name, table.text("unit", "") or "", transform or "none",
             lower, upper, table.number("point_mass"), table.expression("present"), table.flag("symmetric"),
+            table.expression("scale"),
         )  # fmt: skip
 
 

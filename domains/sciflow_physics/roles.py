@@ -198,6 +198,14 @@ class Roles:
             if names.count(name) > 1:
                 raise UserError(f"{self.source}: {name!r} has two roles; keep one of [features], [conditions], [auxiliary]")
         for name, role in self.features.items():
+            for used in role.scale.names if role.scale else ():
+                if used not in self.conditions:
+                    raise UserError(
+                        f"{self.source}: [features.{name}] scale: {used!r} is none of the conditions"
+                        f"{nearest(used, self.condition_names)}"
+                    )
+            if role.scale and role.point_mass:
+                raise UserError(f"{self.source}: [features.{name}] has a scale, so its point_mass can only be 0")
             for used in role.present.names if role.present else ():
                 if used not in names and not (used == "category" and self.category):
                     raise UserError(

@@ -60,6 +60,10 @@ def sample_of(dataset: xr.Dataset, roles: Roles, categories: Sequence[str], *, n
             raise UserError(
                 f"{name}: column {columns[j]!r} has {int(bad.sum())} values that are not finite (first in row {first})"
             )
+    for role in roles.features.values():
+        factor = role.scale({key: dataset[key].values for key in role.scale.names}) if role.scale else np.ones(1)
+        if not (np.isfinite(factor) & (factor > 0)).all():
+            raise UserError(f"{name}: the scale {role.scale.text!r} of {role.name!r} is not positive everywhere")  # type: ignore[union-attr]
     category = np.zeros(rows, np.int64)
     if roles.category:
         found = np.asarray(dataset["category"].values).astype(str)

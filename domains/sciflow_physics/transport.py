@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sciflow.flows import NeuralSplineFlow
 from sciflow.preprocessing import Column, Preprocessing
 from sciflow.recorded import Recorded
+from sciflow_physics.expressions import Expression
 from sciflow_physics.marginals import Marginals
 from sciflow_physics.trees import TreeEnsemble
 
@@ -48,6 +49,7 @@ class Transport(nn.Module, Recorded):
         flow: arguments of `sciflow.flows.NeuralSplineFlow`: transforms, bins, hidden, kind.
         normal_scores: whether marginals are settled before the flow ("switch").
         symmetric: for each condition whether only its absolute value matters, such as eta in a symmetric detector.
+        scales: for each feature an expression of the conditions, or "": the feature times it is what is mapped.
         trees: sizes (trees, nodes, depth) of the classifier that matches the conditions' spectrum.
     """
 
@@ -68,6 +70,7 @@ class Transport(nn.Module, Recorded):
         flow: Mapping[str, Any],
         normal_scores: bool = False,
         symmetric: Sequence[bool] = (),
+        scales: Sequence[str] = (),
         trees: Sequence[int] = (0, 1, 0),
     ) -> None:
         super().__init__()
@@ -82,13 +85,20 @@ class Transport(nn.Module, Recorded):
         self.marginals = nn.ModuleList(
             Marginals(size, 2 * max(categories, 1)) for _ in range(1 + members if normal_scores else 0)
         )
-        mirrored = torch.tensor([*symmetric] or [False] * len(conditions))
+        self.scales = [Expression(text) if text else None for text in scales or [""] * size]
+        mirrored = torch.tensor([*symmetric] or [False] * len(conditions), dtype=torch.bool)
         self.register_buffer("mirrored", mirrored, persistent=False)
         self.ratio = TreeEnsemble(*trees)
         # the box of the training conditions and features, standardised, and the least likely simulated training event
         self.register_buffer("lower", torch.full((size + len(conditions),), -_BOX, dtype=torch.float64))
         self.register_buffer("upper", torch.full((size + len(conditions),), _BOX, dtype=torch.float64))
         self.register_buffer("least", torch.tensor(-1e300, dtype=torch.float64))
+
+    def factors(self, conditions: Tensor) -> Tensor:
+        """The positive factors (N, D) that make the mapped quantities out of the features, from the conditions (N, C)."""
+        columns = {column.name: conditions[:, j] for j, column in enumerate(self.conditions.columns)}
+        one = torch.ones_like(conditions[:, :1]).squeeze(1) if columns else conditions.new_ones(())
+        return torch.stack([one if scale is None else scale.tensor(columns) for scale in self.scales], -1)
 
     def fold_signs(self, conditions: Tensor) -> Tensor:
         """The conditions (N, C) with those that the correction is symmetric in replaced by their absolute value."""
@@ -106,7 +116,7 @@ class Transport(nn.Module, Recorded):
         return kept, inside & (category >= 0)
 
     def standardise(self, x: Tensor, uniform: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Standardised dequantised features (N, D) and True where all of them were inside the training box."""
+        """Standardised dequantised quantities (N, D) from scaled features, and True where all were inside the training box."""
         y = self.features.spread(x, uniform, mask)
         z, _ = self.features(y, mask)
         size = self.features.features
@@ -160,14 +170,18 @@ class Transport(nn.Module, Recorded):
         this is what is exported.
         """
         nominal, spread, outside = self.corrected(x, conditions, category, uniform, noise, mask)
-        y, _ = self.features.inverse(nominal, mask)
-        return self.features.quantise(y, mask), spread, outside
+        return self.physical(nominal, conditions, mask), spread, outside
+
+    def physical(self, z: Tensor, conditions: Tensor, mask: Tensor | None) -> Tensor:
+        """Features in physical units (N, D) from standardised ones."""
+        y, _ = self.features.inverse(z, mask)
+        return self.features.quantise(y, mask) / self.factors(conditions)
 
     def corrected(
         self, x: Tensor, conditions: Tensor, category: Tensor, uniform: Tensor, noise: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, with the nominal features still standardised."""
-        z, inside = self.standardise(x, uniform, mask)
+        z, inside = self.standardise(x * self.factors(conditions), uniform, mask)
         context, known = self.context(conditions, category)
         nominal, density = self.map(0, z, context, category, noise, mask)
         nominal = nominal.double().clamp(-_BOX, _BOX)

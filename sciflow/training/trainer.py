@@ -153,10 +153,9 @@ class Trainer:
             weight_sum = torch.full_like(weight_sum, len(rows) * self.mean_weight)
         # the gradients of all processes are averaged, hence the factor; a batch without weight teaches nothing
         scale = self.processes / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
-        loss = total * scale.to(total.dtype)
-        loss = loss if penalty is None else loss + penalty
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = total * scale.to(total.dtype)
+        (loss if penalty is None else loss + penalty).backward()
         norm = extra
         if self.settings.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip).to(extra)

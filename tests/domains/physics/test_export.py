@@ -16,6 +16,7 @@ from sciflow_physics.roles import Roles
 from sciflow_physics.sample import fold_of, sample_of
 
 from sciflow.errors import UserError
+from sciflow.preprocessing import Preprocessing
 
 FULL = """
 [category]
@@ -24,6 +25,7 @@ column = "type"
 unit = "GeV"
 transform = "log"
 point_mass = 0.0
+scale = "pt*cosh(eta)"
 [features.r9]
 transform = "bounded"
 lower = 0.0
@@ -34,6 +36,7 @@ present = "category == 'EE'"
 unit = "GeV"
 transform = "log"
 [conditions.eta]
+symmetric = true
 """
 PLAIN = "[features.x]\n[features.y]"
 
@@ -126,6 +129,9 @@ def test_only_needed_inputs_are_there(method: str, names: list[str], tmp_path) -
     correction = Correction(Roles.from_text(PLAIN).to_dict(), method=method, members=0, flow={"transforms": 2, "hidden": (8,)})
     for parameter in correction.parameters():
         parameter.data.add_(0.3 * torch.randn_like(parameter))
+    for module in correction.modules():
+        if isinstance(module, Preprocessing):
+            module.fit(torch.randn(200, module.features))
     correction.eval()
     path = export_onnx(correction, tmp_path / "m.onnx")  # compares with torch itself
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
