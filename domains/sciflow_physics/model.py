@@ -73,6 +73,7 @@ class Correction(nn.Module, Recorded):
                 members=members,
                 flow=flow or {"hidden": (64, 64)},
                 normal_scores=normal_scores,
+                harmonics=[role.harmonics for role in self.roles.conditions.values()],
                 scales=[role.scale.text if role.scale else "" for role in self.roles.features.values()],
                 symmetric=[role.symmetric for role in self.roles.conditions.values()],
                 trees=(0, 1, 0) if trees is None else trees[fold],

@@ -93,13 +93,14 @@ class Role:
     present: Expression | None = None
     symmetric: bool = False
     scale: Expression | None = None
+    harmonics: int = 0
 
     @classmethod
     def parse(cls, name: str, table: Table, kind: str) -> Role:
         known = ["column", "unit"]
         known += ["transform", "lower", "upper"] if kind != "auxiliary" else []
         known += ["point_mass", "present", "scale"] if kind == "feature" else []
-        known += ["symmetric"] if kind == "condition" else []
+        known += ["symmetric", "harmonics"] if kind == "condition" else []
         table.only(known)
         transform = table.text("transform", "none")
         if transform not in TRANSFORMS:
@@ -111,10 +112,13 @@ class Role:
             raise table.error("transform", "'bounded' needs lower and upper, and only it takes them")
         if lower is not None and upper is not None and lower >= upper:
             raise table.error("lower", f"{lower} is not below upper = {upper}")
+        harmonics = table.number("harmonics") or 0.0
+        if harmonics != int(harmonics) or not 0 <= harmonics <= 256:
+            raise table.error("harmonics", f"must be a whole number from 0 to 256, got {harmonics:g}")
         return cls(
             name, table.text("column", name) or name, table.text("unit", "") or "", transform or "none",
             lower, upper, table.number("point_mass"), table.expression("present"), table.flag("symmetric"),
-            table.expression("scale"),
+            table.expression("scale"), int(harmonics),
         )  # fmt: skip
 
 

@@ -50,6 +50,8 @@ class Transport(nn.Module, Recorded):
         normal_scores: whether marginals are settled before the flow ("switch").
         symmetric: for each condition whether only its absolute value matters, such as eta in a symmetric detector.
         scales: for each feature an expression of the conditions, or "": the feature times it is what is mapped.
+        harmonics: for each condition the number n of cosines cos(k pi (z + 3) / 6) / k, k = 1 ... n, that networks see
+            beside it: for structure too fine for a small network, such as the gaps between the modules of a detector.
         trees: sizes (trees, nodes, depth) of the classifier that matches the conditions' spectrum.
     """
 
@@ -71,13 +73,15 @@ class Transport(nn.Module, Recorded):
         normal_scores: bool = False,
         symmetric: Sequence[bool] = (),
         scales: Sequence[str] = (),
+        harmonics: Sequence[int] = (),
         trees: Sequence[int] = (0, 1, 0),
     ) -> None:
         super().__init__()
         self.features, self.conditions = Preprocessing(features), Preprocessing(conditions)
         self.categories, self.maskable, self.method = categories, maskable, method
         size = len(features)
-        context = len(conditions) + (categories if categories > 1 else 0)
+        self.harmonics = [*harmonics] or [0] * len(conditions)
+        context = len(conditions) + sum(self.harmonics) + (categories if categories > 1 else 0)
         context += 1 if method == "switch" else size * (2 if maskable else 1)
         settings = {**flow, "hidden": tuple(flow["hidden"])}
         self.flows = nn.ModuleList(NeuralSplineFlow(size, context, maskable=maskable, **settings) for _ in range(1 + members))
@@ -110,6 +114,8 @@ class Transport(nn.Module, Recorded):
         size = self.features.features
         kept = torch.minimum(torch.maximum(z, self.lower[size:]), self.upper[size:])
         inside = (kept == z).all(1)
+        waves = [_cosines(kept[:, j : j + 1], count) for j, count in enumerate(self.harmonics) if count]
+        kept = torch.cat([kept, *waves], dim=1)
         if self.categories > 1:
             codes = torch.arange(self.categories, device=category.device)
             kept = torch.cat([kept, 2.0 * (category[:, None] == codes) - 1], dim=1)
@@ -191,3 +197,9 @@ class Transport(nn.Module, Recorded):
             square = square + (mapped.double().clamp(-_BOX, _BOX) - nominal) ** 2
         spread = torch.sqrt(square / max(len(self.flows) - 1, 1))
         return nominal, spread, ~(inside & known & (density.double() >= self.least))
+
+
+def _cosines(z: Tensor, count: int) -> Tensor:
+    """cos(k pi (z + 3) / 6) / k for k = 1 ... count, (N, count) from a standardised condition (N, 1)."""
+    k = torch.arange(1, count + 1, dtype=z.dtype, device=z.device)
+    return torch.cos((z + 3.0) * (torch.pi / 6.0) * k) / k
