@@ -58,8 +58,8 @@ def write(path: Path, rows: int, features: int, shift: float = 0.0) -> None:
 
 def train(folder: Path, options: argparse.Namespace) -> None:
     from sciflow_physics.data import read
+    from sciflow_physics.data.roles import Roles
     from sciflow_physics.model import fit_correction
-    from sciflow_physics.roles import Roles
 
     import sciflow
 
@@ -77,7 +77,7 @@ def child(folder: Path, rows: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from sciflow_physics.streaming import apply_file
+    from sciflow_physics.writing.streaming import apply_file
 
     import sciflow
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import xarray as xr
 from sciflow_physics.data import read
+from sciflow_physics.data.roles import Roles
 from sciflow_physics.metrics import profile
 from sciflow_physics.model import fit_correction
+from sciflow_physics.model.sample import fold_of
 from sciflow_physics.report import Measurements, certify, closure, measure
 from sciflow_physics.report.measure import samples_of
-from sciflow_physics.roles import Roles
-from sciflow_physics.sample import fold_of
 
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow_physics.data import read
-from sciflow_physics.roles import Roles
+from sciflow_physics.data.roles import Roles
 
 __all__ = ["pair", "pipeline", "run"]
 
@@ -60,7 +60,7 @@ def pipeline(
     import sciflow
     from sciflow_physics.model import fit_correction
     from sciflow_physics.report import closure
-    from sciflow_physics.streaming import apply_file
+    from sciflow_physics.writing.streaming import apply_file
 
     start = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import sciflow
 from sciflow.errors import UserError
 from sciflow.files import replacing
 from sciflow_physics.model import Correction
-from sciflow_physics.transport import Transport
+from sciflow_physics.model.transport import Transport
 
 __all__ = ["TOLERANCE", "Exported", "export_onnx", "typical_inputs"]
 
@@ -99,7 +99,7 @@ def export_onnx(
 
     Arguments:
         fold: which model; for events that were not used in the training any will do, for those that were it must be the
-            fold of the event (`sciflow_physics.sample.fold_of`).
+            fold of the event (`sciflow_physics.model.sample.fold_of`).
         band: with `up` and `down`, at the price of all members' networks; without members there is no band.
         precision: of the networks and splines in the graph, "float64" or "float32" (half the size); preprocessing is
             always float64.

@@ -50,7 +50,7 @@ def closure(
 
     Arguments:
         before: rows of the simulation; after: what `Correction.apply` made of them; data: rows of the data.
-        roles: `sciflow_physics.roles.Roles` of the three.
+        roles: `sciflow_physics.data.roles.Roles` of the three.
         seed, bootstrap, replicates, folds, floor_splits, trees: see `sciflow_physics.report.measure`.
         auc_excess, margin: thresholds, see `sciflow_physics.report.certify`.
         context: what should be on record besides (names and hashes of files and model).

@@ -16,9 +16,9 @@ import pytest
 import uproot
 from click.testing import CliRunner
 from sciflow_physics.commands import physics
-from sciflow_physics.describe import template
-from sciflow_physics.formats import open_source
-from sciflow_physics.roles import Roles
+from sciflow_physics.commands.describe import template
+from sciflow_physics.data.formats import open_source
+from sciflow_physics.data.roles import Roles
 
 from sciflow.cli import run
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import xarray as xr
 from sciflow_physics import truth
-from sciflow_physics.conditional import matched_rows, maximum_mean_discrepancy
 from sciflow_physics.model import Correction, fit_correction
+from sciflow_physics.model.conditional import matched_rows, maximum_mean_discrepancy
 from scipy import stats
 
 from sciflow.errors import UserError

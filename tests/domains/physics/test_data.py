@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import uproot
-from sciflow_physics import identity
-from sciflow_physics.data import count, iterate, read
-from sciflow_physics.roles import Roles
+from sciflow_physics.data import count, identity, iterate, read
+from sciflow_physics.data.roles import Roles
 
 from sciflow.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sciflow_physics import demo, truth
 from sciflow_physics.data import read
-from sciflow_physics.roles import Roles
+from sciflow_physics.data.roles import Roles
 
 import sciflow
 from sciflow.certificate import Certificate

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import torch
 import xarray as xr
+from sciflow_physics.data.roles import Roles
 from sciflow_physics.export import TOLERANCE, Exported, export_onnx, typical_inputs
 from sciflow_physics.model import Correction, fit_correction
-from sciflow_physics.roles import Roles
-from sciflow_physics.sample import fold_of, sample_of
+from sciflow_physics.model.sample import fold_of, sample_of
 
 from sciflow.errors import UserError
 from sciflow.preprocessing import Preprocessing

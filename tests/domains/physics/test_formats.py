@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 from sciflow_physics.data import read
-from sciflow_physics.formats import kind_of, open_source
-from sciflow_physics.roles import Roles
+from sciflow_physics.data.formats import kind_of, open_source
+from sciflow_physics.data.roles import Roles
 
 from sciflow.errors import UserError
 

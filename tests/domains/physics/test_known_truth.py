@@ -1,6 +1,6 @@
 """Corrections against generators whose conditional quantile functions are known.
 
-The full runs are `python -m sciflow_physics.coverage --experiments 60` with and without `--negative 0.15`.
+The full runs are `python -m sciflow_physics.truth.coverage --experiments 60` with and without `--negative 0.15`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sciflow_physics import truth
-from sciflow_physics.coverage import FIT, POINTS, binomial_interval, independent_rate, inside, pseudo_experiment, quantities
-from sciflow_physics.learning import fit_correction
+from sciflow_physics.model.learning import fit_correction
+from sciflow_physics.truth.coverage import (
+    FIT,
+    POINTS,
+    binomial_interval,
+    independent_rate,
+    inside,
+    pseudo_experiment,
+    quantities,
+)
 from scipy import stats
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sciflow_physics import fold_training, truth
-from sciflow_physics.model import fit_correction
-from sciflow_physics.roles import Roles
+from sciflow_physics import truth
+from sciflow_physics.data.roles import Roles
+from sciflow_physics.model import fit_correction, fold_training
 
 from sciflow.errors import UserError
 from sciflow.training import fit

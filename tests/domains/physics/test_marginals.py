@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sciflow_physics.marginals import Marginals
+from sciflow_physics.model.marginals import Marginals
 from scipy import stats
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import xarray as xr
 from sciflow_physics import truth
+from sciflow_physics.data.roles import Roles
 from sciflow_physics.model import Correction, fit_correction
-from sciflow_physics.roles import Roles
-from sciflow_physics.sample import fold_of
+from sciflow_physics.model.sample import fold_of
 
 import sciflow
 from sciflow.errors import UserError

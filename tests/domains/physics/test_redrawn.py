@@ -6,7 +6,7 @@ import torch
 from sciflow_physics import truth
 from sciflow_physics.metrics import kolmogorov_smirnov
 from sciflow_physics.model import fit_correction
-from sciflow_physics.redrawn import Redrawn
+from sciflow_physics.model.redrawn import Redrawn
 
 import sciflow
 from sciflow.errors import UserError

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
+from sciflow_physics.data.roles import Roles
 from sciflow_physics.report import certify, closure, measure
-from sciflow_physics.roles import Roles
 
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from sciflow_physics.expressions import Expression
-from sciflow_physics.roles import Roles
+from sciflow_physics.data.expressions import Expression
+from sciflow_physics.data.roles import Roles
 
 from sciflow.errors import UserError
 

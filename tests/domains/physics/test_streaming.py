@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 import xarray as xr
-from sciflow_physics.formats import open_source
-from sciflow_physics.roles import Roles
-from sciflow_physics.streaming import apply_file, part
+from sciflow_physics.data.formats import open_source
+from sciflow_physics.data.roles import Roles
+from sciflow_physics.writing.streaming import apply_file, part
 
 from sciflow.errors import UserError
 
@@ -320,8 +320,8 @@ SLOW = """
 import sys
 sys.path.insert(0, {folder!r})
 from test_streaming import Doubles
-from sciflow_physics.roles import Roles
-from sciflow_physics.streaming import apply_file
+from sciflow_physics.data.roles import Roles
+from sciflow_physics.writing.streaming import apply_file
 roles = Roles.from_text("[features.x]")
 print("begin", flush=True)
 apply_file(Doubles(roles, seconds=0.05), "a.csv", {target!r}, roles, rows_per_chunk=1)
@@ -350,8 +350,8 @@ import resource, signal, sys
 sys.path.insert(0, {folder!r})
 from test_streaming import Doubles
 from sciflow.errors import UserError
-from sciflow_physics.roles import Roles
-from sciflow_physics.streaming import apply_file
+from sciflow_physics.data.roles import Roles
+from sciflow_physics.writing.streaming import apply_file
 roles = Roles.from_text("[features.x]")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))

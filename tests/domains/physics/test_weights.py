@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sciflow_physics import truth
-from sciflow_physics.sample import Sample, fold_of, poisson, sample_of
-from sciflow_physics.trees import TreeEnsemble, boosted_trees
-from sciflow_physics.weights import effective_sample_size, matching_weights, positive_weights
+from sciflow_physics.model.sample import Sample, fold_of, poisson, sample_of
+from sciflow_physics.model.trees import TreeEnsemble, boosted_trees
+from sciflow_physics.model.weights import effective_sample_size, matching_weights, positive_weights
 
 from sciflow.errors import UserError
 

@@ -1,0 +1,5 @@
+"""The verbs of `sciflow physics`."""
+
+from sciflow_physics.commands.group import physics
+
+__all__ = ["physics"]

@@ -1,0 +1,1 @@
+"""Corrected rows back to files: chunks, object layouts folded back to events, friend trees and copies."""
