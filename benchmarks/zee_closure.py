@@ -37,6 +37,11 @@ SETTINGS: dict[str, Any] = {
     "folds": 10, "members": 0, "normal_scores": True, "epochs": 40, "hidden": (64, 64), "bins": 6, "transforms": 4,
     "learning_rate": 2e-3, "weight_decay": 1.0, "progress": False,
 }  # fmt: skip
+STUDIES: dict[str, tuple[str, dict[str, bool]]] = {
+    "opposite-sign": ("Opposite sign", {}),
+    "held-out": ("Opposite sign, 30 % of the events of both samples held out", {"held_out": True}),
+    "subtracted": ("Opposite sign minus same sign (weights ±1)", {"subtract": True}),
+}
 
 _log = logging.getLogger("zee_closure")
 
@@ -181,19 +186,15 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="folder for the closure report of the first seed")
     parser.add_argument("--bootstrap", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--studies", choices=list(STUDIES), nargs="+", default=list(STUDIES))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.set_num_threads(arguments.threads)
     for name in FILES.values():
         if not (arguments.data / name).is_file():
             raise UserError(f"{arguments.data / name}: no such file; set SCIFLOW_DATA or give --data (see `sciflow data list`)")
-    studies: dict[str, dict[str, bool]] = {
-        "Opposite sign": {},
-        "Opposite sign, 30 % of the events of both samples held out": {"held_out": True},
-        "Opposite sign minus same sign (weights ±1)": {"subtract": True},
-    }
     text: list[str] = []
-    for title, options in studies.items():
+    for title, options in (STUDIES[name] for name in arguments.studies):
         runs: dict[int, dict[str, Any]] = {}
         for seed in arguments.seeds:
             report = arguments.report if seed == arguments.seeds[0] and not options else None
@@ -207,7 +208,8 @@ def main() -> None:
 def write(arguments: argparse.Namespace, tables: list[str]) -> None:
     """The file so far, so that an interrupted run is not lost."""
     command = (
-        f"python benchmarks/zee_closure.py --seeds {' '.join(map(str, arguments.seeds))} --bootstrap {arguments.bootstrap}"
+        f"python benchmarks/zee_closure.py --seeds {' '.join(map(str, arguments.seeds))} --bootstrap {arguments.bootstrap} "
+        f"--studies {' '.join(arguments.studies)}"
     )
     text = [
         "# Simulation to data on real Z → ee events",
