@@ -14,11 +14,13 @@ _PUBLIC = {
     "draw": "sciflow.store",
     "fit": "sciflow.training",
     "load": "sciflow.persistence",
+    "read_draws": "sciflow.store",
     "save": "sciflow.persistence",
+    "to_netcdf": "sciflow.store",
 }
 _ROOMS = ("certificate", "distributions", "flows", "networks", "noise", "preprocessing", "store", "training", "transforms")
 
-__all__ = ["Certificate", "UserError", "__version__", "draw", "fit", "load", "save"]
+__all__ = ["Certificate", "UserError", "__version__", "draw", "fit", "load", "read_draws", "save", "to_netcdf"]
 
 
 def __getattr__(name: str) -> Any:

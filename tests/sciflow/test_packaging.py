@@ -151,7 +151,7 @@ def _run(command: list[str], folder: Path, timeout: float = 120) -> str:
 @pytest.mark.wheel
 def test_the_wheel_holds_what_runs_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("sciflow/py.typed", "sciflow/registry.toml", "sciflow_physics/py.typed", "sciflow_physics/commands.py"):
+    for name in ("sciflow/py.typed", "sciflow/registry.toml", "sciflow_physics/py.typed", "sciflow_physics/commands/group.py"):
         assert name in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     tops = {name.partition("/")[0] for name in names}
