@@ -25,10 +25,9 @@ suffixes = ["1", "2"]                             #   columns pt1, pt2 are pt of
 # index = "best_photon"                           #   of which this column picks one; also "argmax(Photon_pt)"
 # selection = "pt > 20"                           # which objects
 
-[event]                                           # without it the row number in the file
+[event]                                           # without it the values tell events apart
 id = ["Run", "Event"]                             # integers that together number an event
-optional = true                                   # fall back to the row number where these columns are missing: folds
-                                                  #   follow it, so correct the file of the fit itself, not a skim of it
+optional = true                                   # where these columns are missing, the values tell events apart
 # object = "k"                                    # number of the object, in files with one row per object
 
 # [weight]

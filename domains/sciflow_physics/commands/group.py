@@ -71,8 +71,8 @@ def physics() -> None:
 @click.option("--kind", type=click.Choice(["coupling", "autoregressive"]), default="coupling", show_default=True)
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of the networks' matrices.")
 @click.option(
-    "--normal-scores", is_flag=True,
-    help="Settle the marginals of each category before the flow: small samples, thresholds. Its band is not coverage-tested.",
+    "--normal-scores/--no-normal-scores", default=None,
+    help="Settle the marginals of each category before the flow.  [default: yes for --method switch]",
 )  # fmt: skip
 @click.option("--checkpoint", type=_FILE, help="Folder for the state of the trainings: the command, repeated, goes on from it.")
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")

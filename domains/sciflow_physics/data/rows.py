@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sciflow.errors import UserError
 from sciflow_physics.data.checks import categories, finite, whole
 from sciflow_physics.data.formats.base import Columns, is_jagged
-from sciflow_physics.data.identity import event_number, row_identity
+from sciflow_physics.data.identity import content_number, event_number, row_identity
 from sciflow_physics.data.roles import Roles
 
 __all__ = ["Layout", "rows_of"]
@@ -25,6 +25,8 @@ def rows_of(columns: Columns, roles: Roles, *, entries: int, offset: int, file: 
 
     `offset` is the number of the first entry in the file. Rows carry the coordinates `event`, `id`, `entry` (its
     number in the file) and `object` (position of the object within the entry).
+    A file without event numbers gets `event` from the values of its features and conditions, whatever part of a larger
+    file it is; `id`, which numbers the random numbers of a row, then also follows `entry`.
     Raises `UserError` on NaN or infinity in a selected value.
     """
     return Layout(columns, roles, entries, offset, file).rows()
@@ -120,8 +122,10 @@ class Layout:
     def _identify(self, take: Any, entry: NDArray, position: NDArray, variables: dict) -> tuple[NDArray, NDArray]:
         roles = self.roles
         if not roles.has_event_id(self.columns):
-            event = entry.astype(np.int64) + self.offset
-            return event, row_identity(event, position)
+            used = [*roles.features.values(), *roles.conditions.values()]
+            event = content_number([self.lifted(role.column) for role in used], self.entry, self.entries)[entry]
+            # rows may repeat where columns are few and discrete: their random numbers have to differ all the same
+            return event, row_identity(event, entry + self.offset, position)
         event = event_number([whole(take(name), self.file, name, entry + self.offset) for name in roles.event.id])
         if roles.event.object:
             return event, row_identity(

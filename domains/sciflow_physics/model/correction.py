@@ -30,7 +30,7 @@ class Correction(nn.Module, Recorded):
 
     There are K folds; an event belongs to fold hash(event) mod K, and model k is trained on events of the other folds.
     So every event, whether it was in the training files or not, is corrected by a model that has not seen it, as long as
-    it keeps its number: files without event numbers count rows, and then a skim of the training file gets others.
+    it keeps its number, or, in files without event numbers, the values of its features and conditions.
     With K = 1 there is one model, trained on everything: for events that are independent of the training.
 
     `<feature>_corr` is the nominal result. `<feature>_corr_up` and `_down` bound its 68 % band: with z the standardised

@@ -60,7 +60,7 @@ def fit_correction(
     bins: int = 8,
     hidden: Sequence[int] = (64, 64),
     kind: str = "coupling",
-    normal_scores: bool = False,
+    normal_scores: bool | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
     **constraints: Any,
@@ -77,8 +77,8 @@ def fit_correction(
         folds: at least 2 for cross-fitting; 1 trains one model on everything.
         members: bootstrap members, 0 for no band, else at least 2.
         validation: fraction of events held out in each training, for the best epoch and early stopping (`patience`).
-        normal_scores: settle the marginals of each sample and category before the flow ("switch"), see `Marginals`: for
-            small samples, for categories that differ, and for features with a threshold.
+        normal_scores: settle the marginals of each sample and category before the flow, see `Marginals`: what makes small
+            samples, categories that differ, and thresholds close. Default: yes for "switch", which alone can.
         checkpoint: folder for the state of each training; called again with it, the fit goes on where it was interrupted.
         constraints: of the conditional method, see `sciflow_physics.model.conditional.Identified`.
 
@@ -88,6 +88,7 @@ def fit_correction(
         raise UserError(f"method {method!r} is not one of switch, conditional")
     if method != "switch" and normal_scores:
         raise UserError(f"normal_scores = True needs the method 'switch', not {method!r}")
+    normal_scores = method == "switch" if normal_scores is None else normal_scores
     unknown = sorted(set(constraints) - set(Identified._fields if method == "conditional" else ()))
     if unknown:
         raise UserError(f"the method {method!r} does not take {', '.join(unknown)}")

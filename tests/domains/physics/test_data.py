@@ -96,7 +96,9 @@ def test_jagged_branches(objects: str, entries: list[int], positions: list[int],
     assert whole["pt"].values.tolist() == [start[e] + p for e, p in zip(entries, positions, strict=True)]
     np.testing.assert_allclose(whole["iso"], whole["pt"] / 10, rtol=1e-7)
     assert whole["met"].values.tolist() == [e + 1 for e in entries]
-    assert whole["event"].values.tolist() == entries  # no event id: the row number in the file
+    number = dict(zip(entries, whole["event"].values.tolist(), strict=True))  # no event id: the values of the entry
+    assert whole["event"].values.tolist() == [number[entry] for entry in entries]
+    assert len(set(number.values())) == len(set(entries)) and max(number.values()) < 0
     import xarray as xr
 
     assert xr.concat(list(iterate(tmp_path / "a.root", roles, 1)), "row").identical(whole)
@@ -118,6 +120,21 @@ def test_jagged_mistakes(tables: str, words: list[str], tmp_path) -> None:
         read(tmp_path / "a.root", Roles.from_text(f"{tables}\n[features.iso]\ncolumn = 'Mu_iso'\n[conditions.met]"))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_skim_without_event_numbers_keeps_its_events(tmp_path) -> None:
+    frame = _flat(200)[["x", "pt"]]
+    roles = Roles.from_text("[features.x]\n[conditions.pt]")
+    frame.to_parquet(tmp_path / "all.parquet")
+    frame.iloc[50:90:3].to_parquet(tmp_path / "skim.parquet")
+    everything, skim = read(tmp_path / "all.parquet", roles), read(tmp_path / "skim.parquet", roles)
+    assert skim["event"].values.tolist() == everything["event"].values[50:90:3].tolist()
+    assert len(np.unique(everything["event"])) == len(np.unique(everything["id"])) == 200
+    # two copies of an event are one event, but two rows with random numbers of their own
+    pd.concat([frame.iloc[:3], frame.iloc[:3]]).to_csv(tmp_path / "twice.csv", index=False)
+    twice = read(tmp_path / "twice.csv", roles)
+    assert twice["event"].values[:3].tolist() == twice["event"].values[3:].tolist() == everything["event"].values[:3].tolist()
+    assert len(np.unique(twice["id"])) == 6
 
 
 def test_ids_do_not_depend_on_file_order_or_chunks(tmp_path) -> None:
@@ -255,7 +272,8 @@ def test_the_real_electrons(science_data) -> None:
     np.testing.assert_array_equal(rows["category"].values.reshape(-1, 2), chosen[["type1", "type2"]])
     assert len(set(rows["event"].values.tolist())) == len(chosen) and len(set(rows["id"].values.tolist())) == 9008
     simulation = read(science_data / "physics" / "Zee_sim_pythia8_7TeV.csv", roles)
-    assert simulation.sizes["row"] == 10814 and (simulation["event"] == simulation["entry"]).all()
+    assert simulation.sizes["row"] == 10814
+    assert len(np.unique(simulation["event"])) == len(np.unique(simulation["entry"]))
 
 
 @pytest.mark.data
