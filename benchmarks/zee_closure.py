@@ -35,7 +35,7 @@ from sciflow.files import replacing
 
 FILES = {"data": "Zee_Run2011A_early.csv", "simulation": "Zee_sim_pythia8_7TeV.csv"}
 SETTINGS: dict[str, Any] = {
-    "folds": 10, "members": 0, "normal_scores": True, "epochs": 40, "hidden": (64, 64), "bins": 6, "transforms": 6,
+    "folds": 10, "members": 0, "epochs": 80, "hidden": (64, 64), "bins": 6, "transforms": 6,
     "learning_rate": 2e-3, "weight_decay": 1.0, "progress": False,
 }  # fmt: skip
 STUDIES: dict[str, tuple[str, dict[str, bool]]] = {

@@ -36,7 +36,7 @@ def text_of(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["physics_sim_to_data.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["physics_sim_to_data.ipynb", "transport_five_methods.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -51,6 +51,11 @@ def test_physics_runs_on_the_embedded_pair(tmp_path, monkeypatch):
     monkeypatch.delenv("SCIFLOW_DATA", raising=False)
     text = text_of(execute(FOLDER / "physics_sim_to_data.ipynb", tmp_path, monkeypatch))
     assert "embedded pair" in text and "auc_excess" in text and "closure.html" in text
+
+
+def test_transport_runs_with_a_short_training(tmp_path, monkeypatch):
+    text = text_of(execute(FOLDER / "transport_five_methods.ipynb", tmp_path, monkeypatch))
+    assert "data to data" in text and "integral" in text and "has no density here" in text
 
 
 @pytest.mark.data

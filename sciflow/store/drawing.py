@@ -47,6 +47,7 @@ def draw(
     dims: Sequence[str] | None = None,
     coords: Mapping[str, Any] | None = None,
     certificate: Certificate | None = None,
+    density: bool = True,
     resume: bool = False,
     progress: bool = True,
 ) -> xarray.DataTree:
@@ -69,13 +70,16 @@ def draw(
             x_dim_0, ... otherwise; "observation" or observation_0, ... for the batch.
         coords: coordinates by dimension.
         certificate: stored as JSON in the attribute `certificate`.
+        density: False leaves the log-density out, which is expensive for a continuous flow.
         resume: continue `<path>.partial` where an interrupted call with the same arguments stopped, with its chunk
             size, and keep it if this call is interrupted. A complete store of the same request is returned as it is, with
             the `certificate` of this call if there is one; names, coordinates and other groups stay those of the first call.
         progress: show a bar after two seconds, if there is a terminal.
 
-    Returns a tree with the groups `posterior` (x: chain = 1, draw, batch, event), `sample_stats` (log_prob) and, if
-    given, `observed_data`, `constant_data`; attributes: versions, seed, stream, start, weights_sha256, certificate.
+    Returns a tree with the groups `posterior` (x: chain = 1, draw, batch, event), `sample_stats` and, if given,
+    `observed_data`, `constant_data`; attributes: versions, seed, stream, start, weights_sha256, certificate. In `sample_stats`
+    are log_prob (where there is none, the group's attribute `no_log_prob` says why), log_prob_standard_error of a
+    continuous flow with a stochastic trace, and n_velocity_evaluations of any continuous flow.
     If the flow has point masses x is quantised and log_prob is that of the dequantised variable. With `path` the arrays
     are read on demand. Flows are used in evaluation mode.
 
@@ -95,6 +99,7 @@ def draw(
     origin = source(distribution)
     _check_condition(getattr(distribution, "context", None))
     chunk = _default_chunk(origin, n) if chunk is None else min(integer("chunk", chunk, 1, _MOST), n)
+    wanted = density and origin.no_density is None
     request = {
         "seed": str(operator.index(seed)),  # a string: files have no unsigned 64-bit attributes
         "stream": str(0 if stream is None else stream),
@@ -103,6 +108,7 @@ def draw(
         "weights_sha256": "" if origin.model is None else fingerprint(origin.model),
         "batch_shape": list(origin.batch_shape),
         "event_shape": list(origin.event_shape),
+        "density": wanted,
     }
     attributes = {name: request[name] for name in ("seed", "stream", "start", "weights_sha256")}
     plan = layout(
@@ -116,14 +122,15 @@ def draw(
         dims=dims,
         coords=coords,
         certificate=certificate,
+        no_density=origin.no_density if density else "it was not asked for (density=False)",
     )
 
     def values(first: int, last: int) -> dict[str, np.ndarray]:
-        return _values(origin, seed, first_stream, start + first, start + last)
+        return _values(origin, seed, first_stream, start + first, start + last, wanted)
 
     with torch.no_grad(), _evaluation(origin.model), _bar(n, progress) as advance:
         if path is None:
-            out = {name: np.empty(0) for name in plan.arrays}
+            out: dict[str, np.ndarray] = {}
             for first in range(0, n, chunk):
                 part = values(first, min(first + chunk, n))
                 for name, array in part.items():
@@ -142,7 +149,7 @@ def _to_zarr(target: ZarrStream, plan: Any, values: Any, request: dict[str, Any]
         if target.resume and target.is_complete(request, probe["x"]):
             target.certify(plan.skeleton["/"].attrs.get("certificate"))
             return read_draws(target.path)
-        target.open(plan, {name: array.dtype for name, array in probe.items()}, request, chunk)
+        target.open(plan.only(probe), {name: array.dtype for name, array in probe.items()}, request, chunk)
         if target.done:
             target.compare(probe["x"])
             target.certify(plan.skeleton["/"].attrs.get("certificate"))
@@ -159,24 +166,31 @@ def _to_zarr(target: ZarrStream, plan: Any, values: Any, request: dict[str, Any]
     return read_draws(target.path)
 
 
-def _values(origin: Source, seed: int, stream: int, first: int, last: int) -> dict[str, np.ndarray]:
+def _values(origin: Source, seed: int, stream: int, first: int, last: int, density: bool) -> dict[str, np.ndarray]:
     index = torch.arange(first, last, device=origin.device)[:, None]
     streams = torch.arange(stream, stream + origin.batch_shape.numel(), device=origin.device)
     u = uniform(seed, streams, index, origin.uniforms).reshape(last - first, *origin.batch_shape, origin.uniforms)
-    x, log_prob = origin.draw(u)
-    x, log_prob = x.expand(last - first, *origin.batch_shape, *origin.event_shape), log_prob.expand(u.shape[:-1])
-    absurd = int((~torch.isfinite(x)).reshape(*log_prob.shape, -1).any(-1).sum())
+    shape = u.shape[:-1]
+    found = origin.draw(u, density)
+    x = found.x.expand(*shape, *origin.event_shape)
+    absurd = int((~torch.isfinite(x)).reshape(*shape, -1).any(-1).sum())
     if absurd:
         raise UserError(
-            f"draws {first} to {last - 1}: {absurd} of {log_prob.numel()} are not finite; "
+            f"draws {first} to {last - 1}: {absurd} of {shape.numel()} are not finite; "
             "the model has diverged, or the condition is far outside what it was trained on"
         )
-    bad = int((~torch.isfinite(log_prob)).sum())
-    if bad:
-        _log.warning("draws %d to %d: the log-density of %d is not finite", first, last - 1, bad)
-    if origin.quantise is not None:
-        x = origin.quantise(x)
-    return {"x": numpy_of(x)[None], "log_prob": numpy_of(log_prob)[None]}
+    out = {"x": numpy_of(x if origin.quantise is None else origin.quantise(x))[None]}
+    if found.log_prob is not None:
+        bad = int((~torch.isfinite(found.log_prob.expand(shape))).sum())
+        if bad:
+            _log.warning("draws %d to %d: the log-density of %d is not finite", first, last - 1, bad)
+        out["log_prob"] = numpy_of(found.log_prob.expand(shape))[None]
+        if found.standard_error is not None:
+            out["log_prob_standard_error"] = numpy_of(found.standard_error.expand(shape))[None]
+    if found.evaluations is not None:
+        count = torch.as_tensor(found.evaluations).to(torch.int64)
+        out["n_velocity_evaluations"] = numpy_of(count.expand(shape))[None]
+    return out
 
 
 def _check_condition(context: Any) -> None:

@@ -12,19 +12,33 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from sciflow.errors import UserError
 from sciflow.noise import normal_from_uniform
 
-__all__ = ["Source", "source"]
+__all__ = ["Drawn", "Source", "source"]
+
+
+class Drawn(NamedTuple):
+    """Draws x (n, *batch_shape, *event_shape) with, as far as they are known, log p(x), its standard error and the number of
+    velocity evaluations, each (n, *batch_shape)."""
+
+    x: Tensor
+    log_prob: Tensor | None = None
+    standard_error: Tensor | None = None
+    evaluations: Tensor | int | None = None
 
 
 class Source(NamedTuple):
-    """`draw(u)` maps float64 uniforms (n, *batch_shape, uniforms) to x (n, *batch_shape, *event_shape) and log p(x)."""
+    """`draw(u, density)` maps float64 uniforms (n, *batch_shape, uniforms) to draws, with their log-density if asked for.
+
+    `no_density` says why there is none, None if there is one.
+    """
 
     uniforms: int
     batch_shape: torch.Size
     event_shape: torch.Size
     device: torch.device
-    draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+    draw: Callable[[Tensor, bool], Drawn]
     quantise: Callable[[Tensor], Tensor] | None = None
     model: nn.Module | None = None
+    no_density: str | None = None
 
 
 def source(distribution: Any) -> Source:
@@ -33,7 +47,7 @@ def source(distribution: Any) -> Source:
     Accepted: whatever has `uniforms` and `from_uniform` (sciflow flows); torch distributions with an inverse CDF, also
     inside `Independent` and `TransformedDistribution`; multivariate normals; zuko's flows over those bases.
     """
-    if hasattr(distribution, "from_uniform") and hasattr(distribution, "uniforms"):
+    if all(hasattr(distribution, name) for name in ("from_uniform", "uniforms", "batch_shape")):
         flow = getattr(distribution, "flow", None)
         model = flow if isinstance(flow, nn.Module) else None
         quantise = getattr(distribution, "quantise", None) or _quantise_of(flow, getattr(distribution, "mask", None))
@@ -42,9 +56,10 @@ def source(distribution: Any) -> Source:
             torch.Size(distribution.batch_shape),
             torch.Size(distribution.event_shape),
             _device([*model.parameters(), *model.buffers()] if model is not None else vars(distribution).values()),
-            distribution.from_uniform,
+            _draw_of(distribution),
             quantise,
             model,
+            getattr(distribution, "no_density", None),
         )
     if not isinstance(distribution, Distribution):
         raise UserError(f"cannot draw from a {type(distribution).__name__}: give a distribution, for a flow `flow(condition)`")
@@ -52,11 +67,23 @@ def source(distribution: Any) -> Source:
         return _transported(distribution)
     inner, uniforms, values = _values(distribution)
 
-    def draw(u: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(u: Tensor, density: bool) -> Drawn:
         x = values(u)
-        return x, distribution.log_prob(x)
+        return Drawn(x, distribution.log_prob(x) if density else None)
 
     return Source(uniforms, distribution.batch_shape, distribution.event_shape, _device(vars(inner).values()), draw)
+
+
+def _draw_of(distribution: Any) -> Callable[[Tensor, bool], Drawn]:
+    """From `draws(u, density=)`, which tells everything, or else from `from_uniform(u) -> (x, log_prob)`."""
+    if hasattr(distribution, "draws"):
+        return lambda u, density: Drawn(*distribution.draws(u, density=density))
+
+    def draw(u: Tensor, density: bool) -> Drawn:
+        x, log_prob = distribution.from_uniform(u)
+        return Drawn(x, log_prob if density else None)
+
+    return draw
 
 
 def _quantise_of(flow: Any, mask: Tensor | None) -> Callable[[Tensor], Tensor] | None:
@@ -71,12 +98,14 @@ def _transported(distribution: Any) -> Source:
     base: Distribution = distribution.base
     inner, uniforms, values = _values(base)
 
-    def draw(u: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(u: Tensor, density: bool) -> Drawn:
         z = values(u)
+        if not density:
+            return Drawn(distribution.transform.inv(z))
         x, ladj = distribution.transform.inv.call_and_ladj(z)
         surplus = getattr(distribution, "reinterpreted", 0)
         ladj = ladj.flatten(ladj.dim() - surplus).sum(-1) if surplus else ladj
-        return x, base.log_prob(z) - ladj
+        return Drawn(x, base.log_prob(z) - ladj)
 
     return Source(uniforms, distribution.batch_shape, distribution.event_shape, _device(vars(inner).values()), draw)
 

@@ -78,6 +78,7 @@ class ZarrStream:
         same = all(tree.attrs.get(key) == value for key, value in request.items() if key in tree.attrs)
         x: Any = tree["posterior"]["x"]
         shape = (1, request["n"], *request["batch_shape"], *request["event_shape"])
+        same = same and ("log_prob" in tree["sample_stats"]) == request["density"]
         return same and x.shape == shape and _agree(x[:, :1].values, first)
 
     def compare(self, first: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,6 +35,11 @@ class Layout:
             groups[group][name] = (dims, value, attributes)
         return xarray.DataTree.from_dict(groups)
 
+    def only(self, names: Iterable[str]) -> Layout:
+        """Without the arrays that the draws turn out not to have."""
+        wanted = set(names)
+        return Layout(self.skeleton, {name: entry for name, entry in self.arrays.items() if name in wanted}, self.draws)
+
 
 def layout(
     source: Source,
@@ -48,6 +53,7 @@ def layout(
     dims: Sequence[str] | None,
     coords: Mapping[str, Any] | None,
     certificate: Certificate | None,
+    no_density: str | None = None,
 ) -> Layout:
     """Dimensions are (chain, draw, *batch, *event); see `draw` for their names."""
     batch, event = tuple(source.batch_shape), tuple(source.event_shape)
@@ -82,16 +88,22 @@ def layout(
         "posterior": xarray.Dataset(coords={**index, **coordinates}, attrs=_library()),
         "sample_stats": xarray.Dataset(coords={**index, **batch_coordinates}, attrs=_library()),
     }
+    if no_density is not None:
+        skeleton["sample_stats"].attrs["no_log_prob"] = no_density
     for group, entries in (("observed_data", observed), ("constant_data", constants)):
         if entries is not None:
             skeleton[group] = _data(group, entries, batch, batch_dims, batch_coordinates)
     meaning = "log p(x | condition) of the draw"
     if source.quantise is not None:
         meaning += ", that of the dequantised variable: x itself has point masses and was quantised after drawing"
-    arrays = {
-        "x": ("posterior", full, tuple(sizes.values()), {}),
-        "log_prob": ("sample_stats", full[: 2 + len(batch)], (1, draws, *batch), {"description": meaning}),
+    statistics = {
+        "log_prob": meaning,
+        "log_prob_standard_error": "of log_prob, whose divergence is estimated by random probes: account for it in weights",
+        "n_velocity_evaluations": "evaluations of the velocity network for the draw",
     }
+    arrays: dict[str, tuple] = {"x": ("posterior", full, tuple(sizes.values()), {})}
+    for name, description in statistics.items():
+        arrays[name] = ("sample_stats", full[: 2 + len(batch)], (1, draws, *batch), {"description": description})
     return Layout(skeleton, arrays, draws)
 
 

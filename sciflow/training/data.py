@@ -19,7 +19,7 @@ Names = Sequence[str] | Mapping[str, Sequence[str]] | None
 
 
 def as_batch(data: Any) -> Batch:
-    """A `Batch` from a batch, a tensor x, a tuple (x, condition, weight, mask, index) or a dict with those names.
+    """A `Batch` from a batch, a tensor x, a tuple (x, condition, weight, mask, index, source) or a dict with those names.
 
     Arrays become tensors. All entries have the same number of rows.
 
@@ -35,7 +35,7 @@ def as_batch(data: Any) -> Batch:
         data = Batch(**data)
     elif isinstance(data, tuple):
         if not 1 <= len(data) <= len(Batch._fields):
-            raise UserError(f"the data are a tuple of {len(data)} entries, expected (x, condition, weight, mask, index)")
+            raise UserError(f"the data are a tuple of {len(data)} entries, expected ({', '.join(Batch._fields)})")
         data = Batch(*data)
     else:
         data = Batch(data)
@@ -95,7 +95,10 @@ def check(batch: Batch, names: Names = None) -> Batch:
             )
         batch = batch._replace(x=torch.where(batch.mask, batch.x, torch.zeros((), dtype=batch.x.dtype)))
     columns = dict(names) if isinstance(names, Mapping) else {"x": names} if names is not None else {}
-    for path, leaf in _leaves({"x": batch.x, "condition": batch.condition, "weight": batch.weight}, ""):
+    if batch.source is not None and batch.source.shape != batch.x.shape:
+        raise UserError(f"the source has shape {tuple(batch.source.shape)}, expected that of x, {tuple(batch.x.shape)}")
+    checked = {"x": batch.x, "condition": batch.condition, "weight": batch.weight, "source": batch.source}
+    for path, leaf in _leaves(checked, ""):
         _check_finite(path, leaf, columns.get(path))
     if batch.weight is not None:
         if batch.weight.shape != batch.x.shape[:1]:

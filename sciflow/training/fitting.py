@@ -65,7 +65,7 @@ def fit(
 
     Arguments:
         flow: any module with flow(condition) -> distribution; zuko flows too. The arithmetic is in its dtype.
-        data: x, (x, condition, weight, mask, index), a dict with those names or a `Batch`; rows first; conditions may
+        data: x, (x, condition, weight, mask, index, source), a dict with those names or a `Batch`; rows first; conditions may
             be nested dicts. Rows may lie on the CPU or on the flow's device; those of weight 0 are left out.
         objective: what is learned; maximum likelihood by default.
         validation: the fraction of rows held out, or a data set; 0 for none (then the last weights are kept).
@@ -190,7 +190,11 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
     # once more: a number may be finite in float64 and infinite in float32
-    return check(map_tensors(convert, batch), names)
+    batch = check(map_tensors(convert, batch), names)
+    check_rows: Any = getattr(flow, "check_rows", None)
+    if check_rows is not None:
+        check_rows(batch)
+    return batch
 
 
 def _counting(batch: Batch, rows: Tensor) -> tuple[Batch, Tensor]:

@@ -20,6 +20,8 @@ class Batch(NamedTuple):
     mask: Tensor | None = None
     # number of each row in the data set (or of its event), for messages and event-seeded randomness
     index: Tensor | None = None  # type: ignore[assignment]
+    # the point each row is to be joined to, in the place of noise: for data-to-data transports
+    source: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):

@@ -197,6 +197,25 @@ def test_torch_distributions(name: str) -> None:
     np.testing.assert_allclose(again[0], x[1000:1010], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["normal", "zuko", "flow", "recording"])
+def test_the_density_can_be_left_out(name: str, tmp_path) -> None:
+    torch.manual_seed(0)
+    distribution = {
+        "normal": lambda: PLAIN["normal"][0],
+        "zuko": lambda: zuko.flows.NSF(3, transforms=2, hidden_features=(16,))(),
+        "flow": lambda: flow_of(2)(),
+        "recording": lambda: Recording(flow_of(2)()),
+    }[name]()
+    whole = draw(distribution, 7, seed=1)
+    for path in (None, tmp_path / "draws.zarr"):
+        tree = draw(distribution, 7, seed=1, density=False, chunk=3, path=path)
+        assert list(tree["sample_stats"].data_vars) == []
+        assert "density=False" in tree["sample_stats"].attrs["no_log_prob"]
+        np.testing.assert_allclose(values(tree), values(whole), rtol=1e-4, atol=1e-5)
+    assert list(whole["sample_stats"].data_vars) == ["log_prob"] and "no_log_prob" not in whole["sample_stats"].attrs
+    assert list(read_draws(to_netcdf(tree, tmp_path / "draws.nc"))["sample_stats"].data_vars) == []
+
+
 @pytest.mark.parametrize("context", [0, 2])
 def test_zuko_flows(context: int) -> None:
     torch.manual_seed(0)

@@ -86,6 +86,7 @@ def test_simulation_like_data_gives_the_identity() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 60 fits of 5 to 8 seconds, more on a busy machine
 @pytest.mark.parametrize("negative", [0.0, 0.15])
 def test_coverage_in_full(negative: float) -> None:
     """60 experiments: one random quantity each within the 99 % binomial interval; of 36 quantities at most 2 outside it."""
@@ -97,6 +98,7 @@ def test_coverage_in_full(negative: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 60 fits of 5 to 8 seconds, more on a busy machine
 def test_absolute_weights_fail_the_same_test() -> None:
     tables = np.stack([pseudo_experiment(seed, negative=0.15, absolute=True) for seed in range(1, 61)])
     low, high = binomial_interval(60)

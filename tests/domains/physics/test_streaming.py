@@ -224,12 +224,12 @@ def test_parts_one_after_another_are_the_whole(target: str, tmp_path) -> None:
 
 
 def test_parts_without_event_numbers_are_numbered_by_the_whole_file(tmp_path) -> None:
-    """Row numbers seed the dequantisation: part 2 must not start from 0."""
+    """Entries seed the dequantisation where nothing else does: part 2 must not start from 0."""
     seen: list[int] = []
 
     class Spy(Doubles):
         def apply(self, rows: xr.Dataset) -> xr.Dataset:
-            seen.extend(rows["event"].values.tolist())
+            seen.extend(rows["entry"].values.tolist())
             return super().apply(rows)
 
     roles = Roles.from_text("[features.x]")

@@ -1,0 +1,86 @@
+"""Velocity fields with their condition bound: what steppers follow and guidance wraps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from sciflow.errors import UserError
+from sciflow.transport.paths.base import Path, root_epsilon
+from sciflow.transport.spaces.base import Space
+
+__all__ = ["Field", "FunctionField"]
+
+
+class Field(ABC):
+    """(t, x) -> v for rows x (B, *event) and times t, () or (B,). Absent features (mask False) have velocity 0.
+
+    Attributes: `path`, `space`, `mask` (B, *event) or None. A field is made for B rows: its condition has as many.
+    `no_score` is the reason if there is no score. `shifts` (B, *event) is where learned shifts put noise and data, None for
+    one that stays.
+    """
+
+    path: Path
+    space: Space
+    mask: Tensor | None
+    no_score: str | None = None
+    shifts: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @abstractmethod
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        """The velocity at x and t, tangent to the space."""
+
+    def endpoint(self, t: Tensor, x: Tensor) -> Tensor:
+        """E[x1 | x_t = x]."""
+        return self.path.endpoint_from_velocity(self(t, x), x, t)
+
+    def velocity_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity and E[noise | x_t = x] from one evaluation: finite at both ends, unlike the score.
+
+        On an affine path the noise is x_0 without its learned shift, and it tells the score if it is a standard normal.
+        """
+        v = self(t, x)
+        return v, self._centred(self.path.noise_from_velocity(v, x, t))
+
+    def score(self, t: Tensor, x: Tensor) -> Tensor:
+        """grad log p_t(x) = -E[noise | x] / deviation: on affine paths for a standard normal base; not defined at t = 1."""
+        self.need_score()
+        deviation = self.path.deviation(t, x)
+        return -self.velocity_and_noise(t, x)[1] / deviation.clamp_min(root_epsilon(deviation))
+
+    def need_score(self) -> None:
+        """Raises `UserError` with the reason if the noise does not tell the score."""
+        if self.no_score is not None:
+            raise UserError(f"no score: {self.no_score}")
+
+    def average(self, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
+        """The average velocity from time t at x to time s, of a two-time network. Raises `UserError` where there is none."""
+        raise UserError(f"{type(self).__name__} has no average velocity: it comes from a one-time network")
+
+    def rows(self, index: Tensor) -> Field | None:
+        """The same field for some of its rows, so that a stepper can leave finished ones out; None if it has no such form."""
+        return None
+
+    def unconditional(self) -> Field:
+        """The same field without the condition. Raises `UserError` if the flow has none."""
+        raise UserError(f"{type(self).__name__} knows no unconditional field")
+
+    def _centred(self, noise: Tensor) -> Tensor:
+        return noise if self.shifts[0] is None or self.path.noisy else noise - self.shifts[0]
+
+
+class FunctionField(Field):
+    """A field from a function (t (B,), x) -> v, on the path and space of another one: what guidance returns."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], like: Field) -> None:
+        self.function, self.like = function, like
+        self.path, self.space, self.mask = like.path, like.space, like.mask
+        self.no_score, self.shifts = like.no_score, like.shifts
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.function(t.expand(x.shape[0]), x)
+
+    def unconditional(self) -> Field:
+        return self.like.unconditional()

@@ -1,0 +1,31 @@
+"""A categorical endpoint: CatFlow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sciflow.transport.heads.base import present_mean
+from sciflow.transport.heads.endpoint import Endpoint
+from sciflow.transport.pair import Bridge
+from sciflow.transport.paths.base import Path
+
+__all__ = ["CategoricalEndpoint"]
+
+
+class CategoricalEndpoint(Endpoint):
+    r"""Logits over the last axis of the event: E[x1 | xt] = softmax(out), by the cross entropy -sum_k x1_k log softmax(out)_k.
+
+    Events (..., K) hold one-hot rows (or probabilities) over K categories; the loss is the mean over the rows that are
+    present. A mask is the same for all categories of a row. Endpoints stay in the simplex, draws end near its vertices.
+
+    Source: Variational Flow Matching for Graph Generation, Eijkelboom et al. 2024, arXiv 2406.04843.
+    """
+
+    def endpoint(self, out: Tensor, xt: Tensor, t: Tensor, path: Path, mask: Tensor | None = None) -> Tensor:
+        return torch.softmax(out.squeeze(1), -1)
+
+    def nll(self, out: Tensor, bridge: Bridge, path: Path) -> Tensor:
+        cross_entropy = -(bridge.pair.x1 * torch.log_softmax(out.squeeze(1), -1)).sum(-1)
+        mask = bridge.pair.mask
+        return present_mean(cross_entropy.unsqueeze(-1), None if mask is None else mask.any(-1, keepdim=True))

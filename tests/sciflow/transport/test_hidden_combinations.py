@@ -1,0 +1,167 @@
+"""Combinations whose parts fit one by one, and which would be wrong in silence: right, or refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sciflow.distributions import DiagonalNormal, StudentT
+from sciflow.errors import UserError
+from sciflow.flows import Dequantised, NeuralSplineFlow, Preprocessed
+from sciflow.training import Batch
+from sciflow.transport import (
+    Box,
+    CategoricalEndpoint,
+    ConditionalOT,
+    ConditionShift,
+    Endpoint,
+    EndpointStep,
+    ExactOT,
+    FixedStep,
+    FlowBase,
+    FlowMatching,
+    Geodesic,
+    Hutchinson,
+    Linear,
+    LocalFlow,
+    MapStep,
+    Polynomial,
+    Prefetched,
+    PriorGuidance,
+    Reflow,
+    Rescheduled,
+    Scheduled,
+    SDEStep,
+    Tilt,
+    Torus,
+    TransportFlow,
+    UniformOn,
+    VariancePreserving,
+    as_denoiser,
+)  # fmt: skip
+
+SMALL = {"hidden": (16,)}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class _Square(nn.Module):
+    def forward(self, t, x):
+        return -x.square().sum(1)
+
+
+def _shifted() -> TransportFlow:
+    flow = TransportFlow(2, 1, base=ConditionShift(DiagonalNormal(2), 1), network=SMALL, stepper=FixedStep(100, method="rk4"))
+    for weight in flow.parameters():
+        nn.init.normal_(weight, std=0.5)
+    return flow
+
+
+def test_rescheduling_keeps_the_map_of_a_learned_shift() -> None:
+    flow, condition, z = _shifted(), torch.randn(5, 1), torch.randn(5, 2)
+    rescheduled = flow.sampling(guidance=[Rescheduled(VariancePreserving())])
+    torch.testing.assert_close(rescheduled(condition).data(z), flow(condition).data(z), atol=1e-7, rtol=0)
+    field = rescheduled.field(condition)
+    torch.testing.assert_close(field.shifts[0], flow.base.shift(condition))
+
+
+def test_a_denoisers_velocity_holds_the_learned_shift() -> None:
+    flow, condition, x = _shifted(), torch.randn(5, 1), torch.randn(5, 2)
+    t = torch.full((5,), 0.4)
+    velocity = as_denoiser(flow, condition, prediction="velocity", path=Linear())(x, t)
+    torch.testing.assert_close(velocity, flow.field(condition)(t, x))
+
+
+def test_no_score_is_not_forgotten_on_the_way() -> None:
+    flow = TransportFlow(2, network=SMALL, base=StudentT(2))
+    with pytest.raises(UserError, match="StudentT"):
+        flow.sampling(guidance=[Rescheduled(VariancePreserving()), Tilt(_Square())])().sample((3,))
+    with pytest.raises(UserError, match="StudentT"):
+        as_denoiser(flow, prediction="score", path=Linear())(torch.zeros(3, 2), torch.tensor(0.5))
+    guided = TransportFlow(2, network=SMALL, guidance=[PriorGuidance(0.5)])
+    with pytest.raises(UserError, match="standard normal no more"):
+        guided.sampling(stepper=SDEStep(3))().sample((3,))
+    assert guided.sampling(stepper=SDEStep(3, scale=0.0))().sample((3,)).shape == (3, 2)
+
+
+def test_rescheduling_stays_between_walls_and_is_not_mixed() -> None:
+    flow = TransportFlow(2, network=SMALL, space=Box(0.0, 1.0), stepper=FixedStep(50))
+    other = flow.sampling(guidance=[Rescheduled(Polynomial(2.0))])
+    z = torch.rand(4, 2)
+    torch.testing.assert_close(other().data(z), flow().data(z), atol=1e-2, rtol=0)
+    with pytest.raises(UserError, match="leaves Box"):
+        flow.sampling(guidance=[Rescheduled(VariancePreserving())])().sample()
+    with pytest.raises(UserError, match="another path"):
+        TransportFlow(2, network=SMALL, guidance=[Scheduled(Rescheduled(VariancePreserving()), 0.5)])().sample()
+
+
+@pytest.mark.parametrize("head", [Endpoint(), CategoricalEndpoint()], ids=repr)
+def test_endpoint_heads_have_no_density(head) -> None:
+    flow = TransportFlow(2, network=SMALL, head=head)
+    for stepper in (FixedStep(5), EndpointStep(5)):
+        assert not flow.sampling(stepper=stepper)().has_density
+    with pytest.raises(UserError, match="singular at t = 1"):
+        flow().log_prob(torch.randn(3, 2))
+    assert flow().sample((3,)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("stepper", [FixedStep, MapStep])
+@pytest.mark.parametrize("steps", [0, -1, [0.5, 1.0], [0.0, 0.5], [0.0, 0.7, 0.3, 1.0]], ids=str)
+def test_steps_lead_from_0_to_1(stepper, steps) -> None:
+    with pytest.raises(UserError, match="increas"):
+        stepper(steps)
+
+
+def test_a_stochastic_trace_is_not_lost() -> None:
+    flow = LocalFlow(2, decays=(0.5, 0.0), block={"network": SMALL, "divergence": Hutchinson(4)})
+    found = flow().draws(torch.rand(5, flow.uniforms))
+    assert found.standard_error is not None and bool((found.standard_error > 0).all())
+    base = FlowBase(TransportFlow(2, network=SMALL, divergence=Hutchinson(4)))
+    with pytest.raises(UserError, match="standard error would be lost"):
+        TransportFlow(2, network=SMALL, base=base)().log_prob(torch.zeros(2, 2))
+    discrete = Dequantised(TransportFlow(2, network=SMALL, divergence=Hutchinson(2)), levels=4)
+    with pytest.raises(UserError, match="no lower bound"):
+        discrete.log_probability(torch.zeros(3, 2), importance=True)
+    assert discrete.log_probability(torch.zeros(3, 2)).shape == (3,)
+
+
+def test_blocks_of_a_chain() -> None:
+    block = {"network": {**SMALL, "two_time": True}}
+    flow = LocalFlow(2, block=block)
+    x, log_prob = flow().rsample_and_log_prob((4,))
+    torch.testing.assert_close(flow().log_prob(x), log_prob, atol=1e-4, rtol=0)
+    jumps = LocalFlow(2, block={**block, "stepper": MapStep(1)})
+    assert jumps().sample((3,)).shape == (3, 2)
+    assert not jumps().has_density
+    for wrong in ({"base": StudentT(2)}, {"stepper": SDEStep(3)}):
+        with pytest.raises(UserError, match="of its own"):
+            LocalFlow(2, block={**block, **wrong})
+
+
+def test_couplings_that_take_apart_what_belongs_together() -> None:
+    x, condition = torch.randn(8, 2), torch.randn(8, 1)
+    flow = TransportFlow(2, 1, network=SMALL, base=FlowBase(NeuralSplineFlow(2, 1, transforms=2, hidden=(8,))))
+    assert FlowMatching()(flow, Batch(x, condition)).shape == (8,)
+    with pytest.raises(UserError, match="depends on the condition"):
+        FlowMatching(coupling=ConditionalOT())(flow, Batch(x, condition))
+    with pytest.raises(UserError, match="takes the given pairs"):
+        Reflow(coupling=ExactOT())(TransportFlow(2, network=SMALL), Batch(x, source=x.flip(0)))
+    with pytest.raises(UserError, match="Preprocessed changes them"):
+        wrapped = Preprocessed(TransportFlow(2, network=SMALL)).train()
+        Prefetched(FlowMatching(coupling=ExactOT()), x)(wrapped, Batch(x, index=torch.arange(8)))
+
+
+def test_a_space_written_as_a_list_is_that_written_as_a_tuple() -> None:
+    flow = TransportFlow(
+        2, network=SMALL, space=Torus([1, 2]), path=Geodesic(Torus((1.0, 2.0))), base=UniformOn(Torus((1.0, 2.0)), 2)
+    )
+    assert flow().sample((3,)).shape == (3, 2)
+    with pytest.raises(UserError, match="no density on"):
+        TransportFlow(2, network=SMALL, space=Torus([1, 3]), base=UniformOn(Torus((1.0, 2.0)), 2))
