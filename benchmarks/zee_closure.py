@@ -223,7 +223,8 @@ def write(arguments: argparse.Namespace, tables: list[str]) -> None:
         "In the cross-fitted tables every simulated event is corrected by a model that has seen neither it nor the data of its "
         "fold; the folds together have seen all data, so that distances of the whole samples are smaller than those to new "
         "data. The held-out table is free of that."
-        " Sizes, rates and the number of harmonics were chosen by the likelihood of events held out within each training; the"
+        " Sizes, rates, epochs and the number of harmonics were chosen by the likelihood of events held out within each"
+        " training (epochs after 40 of them had given an AUC excess of 0.030 to 0.032); the"
         " preset's `scale` and `harmonics` themselves were thought of after asking what trees still told apart in these"
         " very events (the threshold of H/E in energy and the module gaps in eta can be seen in the data alone).",
         "",

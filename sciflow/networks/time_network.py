@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,16 @@ class TimeNetwork(nn.Module, Recorded, ABC):
     def forward(
         self, x: Tensor, t: Tensor, context: Tensor | None = None, mask: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor: ...
+
+    @property
+    def divergence_by_hand(self) -> Any:
+        """`output_and_divergence` where the class has it and no subclass has a `forward` that it does not know; else None."""
+        for kind in type(self).__mro__:
+            if "output_and_divergence" in vars(kind):
+                return getattr(self, "output_and_divergence")  # noqa: B009
+            if "forward" in vars(kind):
+                return None
+        return None
 
     def check_times(self, s: Tensor | None) -> None:
         """Raises `ValueError` if the second time is missing or superfluous."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
 from sciflow.recorded import configuration
 from sciflow.strict_json import dumps
@@ -102,6 +103,7 @@ def fit(
         epochs, batch_size, learning_rate, weight_decay, clip, patience, precision, resume, checkpoint, warmup,
         checkpoint_epochs,
     )  # fmt: skip
+    seed = integer("seed", seed, 0, 2**62)
     reference = next((p for p in flow.parameters() if p.requires_grad), None)
     if reference is None:
         raise UserError(f"{type(flow).__name__} has no parameters to train")
@@ -176,6 +178,8 @@ def fit(
 def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batch:
     """Checked rows with row numbers, in the dtype of the flow; dequantised if the flow has point masses."""
     batch = check(as_batch(data), names)
+    if not batch.x.is_floating_point():  # counts and levels are numbers too
+        batch = batch._replace(x=batch.x.to(dtype))
     if batch.index is None:
         batch = batch._replace(index=torch.arange(len(batch.x), device=batch.x.device))
     dequantise: Any = getattr(flow, "dequantise", None)
@@ -191,9 +195,7 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
 
     # once more: a number may be finite in float64 and infinite in float32
     batch = check(map_tensors(convert, batch), names)
-    check_rows: Any = getattr(flow, "check_rows", None)
-    if check_rows is not None:
-        check_rows(batch)
+    getattr(flow, "check_rows", lambda rows: None)(batch)  # what only the flow can tell: is a row a point of its space?
     return batch
 
 

@@ -54,7 +54,7 @@ class BoundField(Field):
     @property
     def velocity_and_divergence(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """By the network's own `output_and_divergence`, if it has one that means the velocity; else None."""
-        own = getattr(self.flow.network, "output_and_divergence", None)
+        own = self.flow.network.divergence_by_hand
         # with a mask the trace is over present features only, and a curved space or another head transform the output
         if own is None or self.mask is not None or not self.space.euclidean or type(self.flow.head) is not Velocity:
             return None

@@ -186,6 +186,8 @@ class TransportFlow(Flow):
     ) -> Solution:  # fmt: skip
         """Follow the field; with `density` the log-determinant comes from the same solve."""
         divergence = self.divergence if density else None
+        weight = next(self.network.parameters(), None)
+        x = x if weight is None else x.to(weight.dtype)
         begin = x if self.space.euclidean else self.space.masked(mask).project(x)
         solution = self.stepper.solve(self.field(context, mask), begin, start, end, divergence=divergence, uniform=uniform)
         if solution.log_det is None or self.space.euclidean or start < end:
@@ -219,6 +221,7 @@ class TransportFlow(Flow):
         if self.no_density is not None:
             raise UserError(f"no density: {self.no_density}")
         context = self.encoder(condition)
+        x = x.to(next(self.network.parameters(), x).dtype)
         context = None if context is None else context.to(x.dtype).expand(len(x), -1)
         solution = self.solve(self.shifted(x, context, mask), context, mask, 1.0, 0.0, density=True)
         assert solution.log_det is not None

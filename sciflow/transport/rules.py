@@ -179,9 +179,9 @@ RULES: tuple[Rule, ...] = (
         "{objective} weighs times by the coefficients of an affine path, and {path} has none: use FlowMatching",
     ),
     Rule(
-        "objective x coupling", "given pairs stay together",
-        lambda c: _is(c.objective, "needs_source") and _is(c.coupling, "rearranges"),
-        "{coupling} takes the given pairs of {objective} apart: use Independent, which keeps them",
+        "objective x coupling", "reflow and piecewise reflow keep their pairs",
+        lambda c: (_is(c.objective, "needs_source") or _is(c.objective, "keeps_coupling")) and _is(c.coupling, "rearranges"),
+        "{coupling} takes apart what {objective} keeps together: use Independent",
     ),
     Rule(
         "objective x condition", "contrastive objectives need a condition",

@@ -79,6 +79,12 @@ class TransportObjective(Objective):
                 "resample the rows by their weight, or use Independent"
             )
         x0 = batch.source
+        learns = getattr(flow.base, "needs_condition", False) or getattr(flow.base, "trainable", False)
+        if x0 is not None and learns and any(weight.requires_grad for weight in flow.base.parameters()):
+            raise UserError(
+                f"given sources take the place of draws of {type(flow.base).__name__}, which would learn nothing: freeze it "
+                "(flow.base.requires_grad_(False)) if the sources are its draws, or use a base without weights"
+            )
         if x0 is None:
             x0 = flow.base.rsample(rows, context, batch.mask, device=batch.x.device, dtype=batch.x.dtype)
         x1 = flow.shifted(batch.x, context, batch.mask)

@@ -46,7 +46,7 @@ class EndTime(TimeNetwork):
     @property
     def output_and_divergence(self) -> Any:
         """As the network's own, where it has one; else None."""
-        own: Any = getattr(self.network, "output_and_divergence", None)
+        own: Any = self.network.divergence_by_hand
 
         def both(x: Tensor, t: Tensor, context: Tensor | None = None, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
             out, divergence = own(x, self.time * t, context, s)

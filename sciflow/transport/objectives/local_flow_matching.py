@@ -65,10 +65,9 @@ class LocalFlow(Flow):
         super().__init__(event_shape, condition, maskable=maskable)
         if not decays or decays[-1] != 0:
             raise UserError(f"decays={decays!r}: the last one is 0, so that the chain ends at the base")
-        foreign = sorted(set(block or {}) & {"base", "guidance", "target_shift"})
+        foreign = sorted({"base", "guidance", "target_shift"}.intersection(block or {}))
         if foreign or getattr((block or {}).get("stepper"), "needs_score", False):
-            what = ", ".join(foreign) or repr((block or {})["stepper"])
-            raise UserError(f"a block has no {what} of its own: it joins data to noisier data, not a base to data")
+            raise UserError(f"a block has no {foreign or 'score'} of its own: it joins data to noisier data, not to a base")
         self.decays = tuple(decays)
         shape, features = tuple(self.event_shape), self.encoder.features
         self.blocks = nn.ModuleList(TransportFlow(shape, features, maskable=maskable, **(block or {})) for _ in decays)
@@ -79,17 +78,14 @@ class LocalFlow(Flow):
 
     def from_base(self, z: Tensor, context: Tensor | None, mask: Tensor | None, *, density: bool = True) -> Draws:
         x = z.to(self.reference(context).dtype)
-        log_prob = self.base.log_prob(x, context, mask) if density else None
-        variance: Tensor | None = None
-        evaluations: Tensor | int = 0
+        log_prob, error, count = self.base.log_prob(x, context, mask) if density else None, None, cast(Any, 0)
         for block in reversed(list(self.blocks)):
-            solution = cast(TransportFlow, block).solve(x, context, mask, 0.0, 1.0, density=density)
-            x, evaluations = solution.x, evaluations + solution.evaluations
-            if log_prob is not None and solution.log_det is not None:
-                log_prob, error = log_prob - solution.log_det.value, solution.log_det.standard_error
-                if error is not None:  # probes of one block know nothing of another's
-                    variance = error.square() if variance is None else variance + error.square()
-        return Draws(x, log_prob, None if variance is None else variance.sqrt(), evaluations)
+            x, found, evaluations = cast(TransportFlow, block).solve(x, context, mask, 0.0, 1.0, density=density)
+            count = count + evaluations
+            if log_prob is not None and found is not None:
+                log_prob, own = log_prob - found.value, found.standard_error
+                error = own if error is None or own is None else torch.hypot(error, own)  # the probes are independent
+        return Draws(x, log_prob, error, count)
 
     def to_latent(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))

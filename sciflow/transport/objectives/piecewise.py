@@ -43,6 +43,7 @@ class PiecewiseReflow(TransportObjective):
 
     linear_only = True
     euclidean_only = True
+    keeps_coupling = True  # the window edges have the marginals that the teacher was trained on
 
     def __init__(self, teacher: TransportFlow, windows: int = 4, *, stepper: Stepper | None = None, **options: Any) -> None:
         super().__init__(**options)

@@ -83,7 +83,8 @@ def failure(
 ) -> SolverFailed:
     """The message."""
     reason = f"did not finish in {steps} steps" if steps is not None else "needs steps below the rounding of t"
-    estimate = f"{error:.3g} times the tolerance" if math.isfinite(error) else f"{error} (the velocity is not finite)"
+    finite = math.isfinite(error) and math.isfinite(h)  # a step of NaN: the very first velocity was not finite
+    estimate = f"{error:.3g} times the tolerance" if finite else "nan (the velocity is not finite)"
     return SolverFailed(
         f"row {row}: {method} (rtol={rtol:g}, atol={atol:g}) {reason} at t = {t:.6g}, step {h:.3g}, error estimate {estimate}; "
         "loosen the tolerances, allow more steps, or look at the field there"

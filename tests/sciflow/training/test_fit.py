@@ -329,6 +329,15 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
         fit(Gaussian(), rows(20)[0], **({"epochs": 1, "progress": False} | options))
 
 
+def test_integers_are_numbers_and_seeds_are_integers() -> None:
+    rows = torch.randint(0, 5, (64, 2), generator=torch.Generator().manual_seed(0))
+    flow = zuko.flows.MAF(2, transforms=1, hidden_features=(4,))
+    assert fit(flow, rows, epochs=1, batch_size=32, progress=False).steps == 2
+    for seed in (-1, 0.5, "1"):
+        with pytest.raises(UserError, match="seed is"):
+            fit(flow, rows, epochs=1, seed=seed, progress=False)  # type: ignore[arg-type]
+
+
 def test_flows_without_values_are_refused() -> None:
     with pytest.raises(UserError, match="Gaussian is on the meta device"):
         fit(Gaussian().to("meta"), rows(20)[0], epochs=1, progress=False)

@@ -364,7 +364,7 @@ def test_refusals() -> None:
         Reflow()(one_time, batch)
     for build, message in (
         (lambda: MapStep(0), "positive number"),
-        (lambda: MapStep((0.0, 0.5, 0.5, 1.0)), "increasing"),
+        (lambda: MapStep((0.0, 0.5, 0.5, 1.0)), "increase from 0 to 1"),
         (lambda: MeanFlow(ratio=0.0), "ratio"),
         (lambda: MeanFlow(step=-1.0), "time step"),
         (lambda: AlphaFlow(5, 5), "positive number of steps"),

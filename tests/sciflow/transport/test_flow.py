@@ -82,3 +82,10 @@ def test_sampling_shares_weights_and_refuses_another_model() -> None:
     assert repr(flow.stepper) != repr(quick.stepper)
     with pytest.raises(UserError, match="not path"):
         flow.sampling(path=None)
+
+
+def test_values_of_another_precision_are_taken() -> None:
+    flow = TransportFlow(2, 1, network={"hidden": (8,)}, stepper=FixedStep(2)).float()
+    x, condition = torch.randn(5, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    torch.testing.assert_close(flow(condition).log_prob(x), flow(condition.float()).log_prob(x.float()))
+    assert flow.log_density(x, condition.expand(5, 1)).value.dtype == torch.float32

@@ -9,8 +9,10 @@ from torch import nn
 from sciflow.distributions import DiagonalNormal, StudentT
 from sciflow.errors import UserError
 from sciflow.flows import Dequantised, NeuralSplineFlow, Preprocessed
+from sciflow.networks import TimeMLP
 from sciflow.training import Batch
 from sciflow.transport import (
+    Adaptive,
     Box,
     CategoricalEndpoint,
     ConditionalOT,
@@ -50,6 +52,11 @@ def _float64():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+class _Twice(TimeMLP):
+    def forward(self, x, t, context=None, mask=None, s=None):
+        return 2 * super().forward(x, t, context, mask, s)
 
 
 class _Square(nn.Module):
@@ -151,7 +158,7 @@ def test_couplings_that_take_apart_what_belongs_together() -> None:
     assert FlowMatching()(flow, Batch(x, condition)).shape == (8,)
     with pytest.raises(UserError, match="depends on the condition"):
         FlowMatching(coupling=ConditionalOT())(flow, Batch(x, condition))
-    with pytest.raises(UserError, match="takes the given pairs"):
+    with pytest.raises(UserError, match="takes apart what"):
         Reflow(coupling=ExactOT())(TransportFlow(2, network=SMALL), Batch(x, source=x.flip(0)))
     with pytest.raises(UserError, match="Preprocessed changes them"):
         wrapped = Preprocessed(TransportFlow(2, network=SMALL)).train()
@@ -165,3 +172,28 @@ def test_a_space_written_as_a_list_is_that_written_as_a_tuple() -> None:
     assert flow().sample((3,)).shape == (3, 2)
     with pytest.raises(UserError, match="no density on"):
         TransportFlow(2, network=SMALL, space=Torus([1, 3]), base=UniformOn(Torus((1.0, 2.0)), 2))
+
+
+def test_given_sources_leave_no_learned_base_untrained() -> None:
+    flow, x, condition = _shifted(), torch.randn(8, 2), torch.randn(8, 1)
+    for objective in (FlowMatching(), Reflow()):
+        with pytest.raises(UserError, match="would learn nothing"):
+            objective(flow, Batch(x, condition, source=x.flip(0)))
+    flow.base.requires_grad_(False)
+    assert Reflow()(flow, Batch(x, condition, source=x.flip(0))).shape == (8,)
+
+
+def test_a_start_that_is_not_finite_is_called_so() -> None:
+    flow = TransportFlow(2, network=SMALL, stepper=Adaptive())
+    with pytest.raises(UserError, match=r"row 1.*velocity is not finite"), torch.no_grad():
+        flow().log_prob(torch.tensor([[0.0, 0.0], [float("nan"), 0.0]]))
+
+
+def test_a_changed_network_does_not_keep_the_trace_of_its_parent() -> None:
+    network = _Twice(2, hidden=(8,))
+    x = torch.randn(3, 2)
+    flow = TransportFlow(2, network=network, stepper=FixedStep(100))
+    _, ladj = flow.to_latent(x, None, None)
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow.to_latent(x, None, None)[0].sum(0), x).transpose(0, 1)
+    torch.testing.assert_close(ladj, jacobian.slogdet()[1], atol=1e-4, rtol=0)
+    assert TransportFlow(2, network=TimeMLP(2, hidden=(8,))).network.divergence_by_hand is not None
