@@ -1,6 +1,6 @@
 """Transport methods side by side: error of few-step sampling, likelihood, training time, size.
 
-    python benchmarks/methods.py [--seeds 0 1 2] [--steps 3000] [--only NAME ...] [--output benchmarks/methods.md]
+    python benchmarks/methods.py [--seeds 0 1 2] [--steps 1500] [--only NAME ...] [--output benchmarks/methods.md]
 
 Two conditional data sets: two moons in 2 dimensions (the condition is the moon), and the same rotated into 32 dimensions
 together with 30 normal ones. Every method has the same network (128, 128, 128), batch 512 and number of steps. The error is
@@ -313,7 +313,7 @@ def table(data: Data, results: dict[str, list[dict[str, Any]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--only", nargs="+", default=[method.name for method in METHODS])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     parser.add_argument("--json", type=Path, help="results, read back and added to if the file exists")
