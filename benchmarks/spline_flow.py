@@ -180,6 +180,15 @@ def main() -> None:
         if name in subjects:
             aims = " / ".join(f"{target}x" for target in targets)
             lines += ["", f"Aim for {name}: {aims}; memory at most 0.7 of nflows."]
+    best = next(name for name in reversed(TARGETS) if name in subjects)
+    alone, modes = "sciflow's networks alone", ("forward", "forward+backward", "sampling")
+    shares = [f"{ceiling / own:.0%} of {mode}" for ceiling, own, mode in zip(times[alone], times[best], modes, strict=True)]
+    limits = [f"{aim / ratio:.0%}" for aim, ratio in zip(TARGETS[best], ratios[alone], strict=True)]
+    lines += [
+        "",
+        f"Where the time goes: the networks' matrix products, which no spline can avoid, are {', '.join(shares)} of {best}; the "
+        f"aims are {', '.join(limits)} of what networks without any spline reach on this processor.",
+    ]
     lines += ["", *two_threads(subjects, options.repeats), "", *reduced_precision(x, c, subjects["nflows"], options.repeats)]
     report("\n".join(lines) + "\n", options.output)
 
