@@ -186,8 +186,8 @@ def main() -> None:
     limits = [f"{aim / ratio:.0%}" for aim, ratio in zip(TARGETS[best], ratios[alone], strict=True)]
     lines += [
         "",
-        f"Where the time goes: the networks' matrix products, which no spline can avoid, are {', '.join(shares)} of {best}; the "
-        f"aims are {', '.join(limits)} of what networks without any spline reach on this processor.",
+        f"Where the time goes: the networks' matrix products, which no spline can avoid, are {', '.join(shares)} of {best}; "
+        f"the aims are {', '.join(limits)} of what networks without any spline reach on this processor.",
     ]
     lines += ["", *two_threads(subjects, options.repeats), "", *reduced_precision(x, c, subjects["nflows"], options.repeats)]
     report("\n".join(lines) + "\n", options.output)
