@@ -11,7 +11,6 @@ squared distance of two fresh samples (the floor), square root. Writes methods.m
 from __future__ import annotations
 
 import argparse
-import ast
 import functools
 import json
 import math
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from code_lines import code_lines
+from moons import DRAWS, SETS, Data, by_class, directions_of, error
 from timing import machine, report
-from torch import Tensor
 
 import sciflow
 from sciflow.training import Batch
@@ -60,30 +60,8 @@ from sciflow.transport import (
 from sciflow.transport.steppers.base import Stepper
 
 EVALUATIONS = (1, 2, 4, 20)
-ROWS, DRAWS, BATCH, HIDDEN = 20_000, 10_000, 512, (128, 128, 128)
-
-
-class Data(NamedTuple):
-    """A conditional data set: `draw(seed, rows)` gives points and their class (rows, 1) of -1 and 1."""
-
-    name: str
-    features: int
-    draw: Callable[[int, int], tuple[Tensor, Tensor]]
-
-
-def moons(seed: int, rows: int, features: int = 2) -> tuple[Tensor, Tensor]:
-    """Two moons with noise 0.1, standardised; beyond 2 features rotated together with normal ones of width 0.3."""
-    generator = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 2, (rows,), generator=generator)
-    angle = math.pi * torch.rand(rows, generator=generator)
-    x = torch.stack([torch.cos(angle), torch.sin(angle)], 1)
-    x = torch.where(label[:, None] == 1, torch.tensor([1.0, 0.5]) - x, x)
-    x = (x + 0.1 * torch.randn(rows, 2, generator=generator) - torch.tensor([0.5, 0.25])) * torch.tensor([1.15, 2.0])
-    if features > 2:
-        x = torch.cat([x, 0.3 * torch.randn(rows, features - 2, generator=generator)], 1)
-        rotation = torch.linalg.qr(torch.randn(features, features, generator=torch.Generator().manual_seed(99)))[0]
-        x = x @ rotation
-    return x, 2.0 * label[:, None] - 1
+TRANSPORT = Path(sciflow.__file__).parent / "transport"
+ROWS, BATCH, HIDDEN = 20_000, 512, (128, 128, 128)
 
 
 class Method(NamedTuple):
@@ -115,7 +93,7 @@ def fit(flow: TransportFlow, data: Any, seed: int, steps: int, make: Callable[[]
 
 
 @functools.cache
-def plain(features: int, conditional: bool, seed: int, steps: int) -> tuple[TransportFlow, float]:
+def plain(features: int, seed: int, steps: int) -> tuple[TransportFlow, float]:
     """Plain flow matching, which several rows sample in their own way, and its seconds."""
     method = next(m for m in METHODS if m.name == "flow matching")
     data = next(d for d in SETS if d.features == features)
@@ -199,9 +177,6 @@ METHODS = [
 ]  # fmt: skip
 
 
-SETS = [Data("Two moons, 2 dimensions", 2, moons), Data("Two moons in 32 dimensions", 32, partial(moons, features=32))]
-
-
 def build(method: Method, data: Data, seed: int) -> TransportFlow:
     torch.manual_seed(seed)
     options = dict(method.flow)
@@ -212,41 +187,19 @@ def build(method: Method, data: Data, seed: int) -> TransportFlow:
     return TransportFlow(data.features, 1 if method.conditional else 0, **options)
 
 
-def sliced(x: Tensor, y: Tensor, directions: Tensor) -> float:
-    """Squared sliced 2-Wasserstein distance of two samples of one size."""
-    a, b = (torch.sort(z.double() @ directions.T, dim=0).values for z in (x, y))
-    return float((a - b).square().mean())
-
-
-def error(draws: list[Tensor], fresh: list[Tensor], other: list[Tensor], directions: Tensor) -> float:
-    """Debiased distance over the classes."""
-    found = statistics.fmean(sliced(a, b, directions) for a, b in zip(draws, fresh, strict=True))
-    floor = statistics.fmean(sliced(a, b, directions) for a, b in zip(other, fresh, strict=True))
-    return math.sqrt(max(found - floor, 0.0))
-
-
-def by_class(x: Tensor, c: Tensor, conditional: bool) -> list[Tensor]:
-    return [x[c[:, 0] == k][:DRAWS] for k in (-1.0, 1.0)] if conditional else [x[: 2 * DRAWS]]
-
-
 def measure(method: Method, data: Data, seed: int, steps: int) -> dict[str, Any]:
     """One training and everything that is reported of it."""
     x, c = data.draw(1000 + seed, ROWS)
     flow = build(method, data, seed)
     found: dict[str, Any] = {}
     if method.train is None:
-        flow, found["seconds"] = plain(data.features, method.conditional, seed, steps)
+        flow, found["seconds"] = plain(data.features, seed, steps)
     else:
         start = time.process_time()
         method.train(flow, (x, c if method.conditional else None), seed, steps)
         found["seconds"] = time.process_time() - start
     flow.eval()
-    angles = torch.arange(64) * math.pi / 64
-    directions = torch.stack([torch.cos(angles), torch.sin(angles)], 1)
-    if data.features > 2:
-        directions = torch.randn(256, data.features, generator=torch.Generator().manual_seed(5))
-        directions = directions / directions.norm(dim=1, keepdim=True)
-    directions = directions.double()
+    directions = directions_of(data.features)
     fresh, other = (by_class(*data.draw(k + seed, 3 * DRAWS), method.conditional) for k in (2000, 3000))
     torch.manual_seed(4000 + seed)
     with torch.no_grad():
@@ -266,22 +219,6 @@ def measure(method: Method, data: Data, seed: int, steps: int) -> dict[str, Any]
             bound = exact(label) if method.conditional else exact()
             found["log_prob"] = float(bound.log_prob(point).mean())
     return found
-
-
-def lines_of_code(path: str) -> int:
-    """Lines with code of a file: no docstrings, comments, blank lines."""
-    text = (Path(sciflow.__file__).parent / "transport" / path).read_text()
-    used: set[int] = set()
-    docstrings: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-        if isinstance(node, (ast.stmt, ast.expr)):
-            used |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    blank = {n for n, line in enumerate(text.splitlines(), 1) if not line.strip() or line.strip().startswith("#")}
-    return len(used - docstrings - blank)
 
 
 def cell(values: list[float | None]) -> str:
@@ -306,7 +243,9 @@ def table(data: Data, results: dict[str, list[dict[str, Any]]]) -> list[str]:
             columns = [*(f"w{n}" for n in EVALUATIONS), "log_prob"]
             cells = [cell([run.get(column) for run in runs]) for column in columns]
             seconds = statistics.fmean(run["seconds"] for run in runs)
-            lines.append(f"| {method.name} | " + " | ".join(cells) + f" | {seconds:.0f} | {lines_of_code(method.source)} |")
+            lines.append(
+                f"| {method.name} | " + " | ".join(cells) + f" | {seconds:.0f} | {code_lines(TRANSPORT / method.source)} |"
+            )
     return [*lines, ""]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sciflow.distributions.base import Base
 from sciflow.noise import normal_from_uniform
+from sciflow.shapes import shape_of
 
 __all__ = ["DiagonalNormal"]
 
@@ -23,7 +24,7 @@ class DiagonalNormal(Base):
 
     def __init__(self, event_shape: int | tuple[int, ...]) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
 
     @property
     def uniforms(self) -> int:

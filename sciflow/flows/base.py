@@ -13,6 +13,7 @@ from sciflow.flows.condition import Condition, ConditionSpec, Encoder, encoder_f
 from sciflow.flows.distribution import FlowDistribution, inner
 from sciflow.flows.draws import Draws
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 
 __all__ = ["Flow"]
 
@@ -48,7 +49,7 @@ class Flow(nn.Module, Recorded, ABC):
         maskable: bool = False,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.encoder = encoder_for(condition) if encoder is None else encoder
         self.base = DiagonalNormal(tuple(self.event_shape)) if base is None else base
         if min(self.event_shape, default=1) < 1:

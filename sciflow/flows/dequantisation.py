@@ -15,6 +15,7 @@ from sciflow.errors import UserError
 from sciflow.networks.mlp import activation_of
 from sciflow.noise import normal_from_uniform
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 
 __all__ = ["Dequantisation", "TruncatedNormal", "UniformNoise", "Variational"]
 
@@ -93,7 +94,7 @@ class Variational(Dequantisation):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context = context
         size = math.prod(self.event_shape)
         sizes = [size + context, *hidden, 2 * size]

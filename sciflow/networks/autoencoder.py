@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sciflow.errors import UserError
 from sciflow.networks.mlp import activation_of
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 
 __all__ = ["Autoencoder", "DenseAutoencoder", "PrincipalComponents"]
 
@@ -52,7 +53,7 @@ class PrincipalComponents(Autoencoder):
 
     def __init__(self, event_shape: int | tuple[int, ...], components: int) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         size = math.prod(self.event_shape)
         if not 1 <= components <= size:
             raise UserError(f"components={components}: an event of {size} features has 1 to {size}")
@@ -88,7 +89,7 @@ class DenseAutoencoder(Autoencoder):
         self, event_shape: int | tuple[int, ...], latent: int, *, hidden: Sequence[int] = (256, 256), activation: str = "silu"
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.latent_shape = torch.Size((latent,))
         sizes = [math.prod(self.event_shape), *hidden, latent]
         self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sciflow.networks.embedding import Embedding, Modulation
 from sciflow.networks.mlp import activation_of
 from sciflow.networks.time_network import TimeNetwork
+from sciflow.shapes import shape_of
 
 __all__ = ["ResidualMLP"]
 
@@ -46,7 +47,7 @@ class ResidualMLP(TimeNetwork):
         maskable: bool = False,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context, self.channels, self.two_time, self.maskable = context, channels, two_time, maskable
         size = math.prod(self.event_shape)
         self.embedding = Embedding(width, context, two_time=two_time)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sciflow.networks.mlp import activation_of
 from sciflow.networks.mlp_divergence import mlp_and_divergence
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 
 __all__ = ["TimeMLP", "TimeNetwork", "expand_time"]
 
@@ -111,7 +112,7 @@ class TimeMLP(TimeNetwork):
         maskable: bool = False,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context, self.channels, self.two_time, self.maskable = context, channels, two_time, maskable
         size = math.prod(self.event_shape)
         sizes = [(2 if maskable else 1) * size + context + (2 if two_time else 1), *hidden, channels * size]

@@ -9,6 +9,7 @@ from sciflow.errors import UserError
 from sciflow.networks.attention import Attention
 from sciflow.networks.embedding import Embedding, Modulation
 from sciflow.networks.time_network import TimeNetwork
+from sciflow.shapes import shape_of
 
 __all__ = ["Transformer"]
 
@@ -49,7 +50,7 @@ class Transformer(TimeNetwork):
         maskable: bool = False,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         if len(self.event_shape) > 2:
             raise UserError(f"a transformer takes events (N, d) or (D,), not {tuple(self.event_shape)}: use UNet for images")
         self.context, self.channels, self.two_time, self.maskable = context, channels, two_time, maskable

@@ -11,6 +11,7 @@ from sciflow.errors import UserError
 from sciflow.networks.attention import Attention
 from sciflow.networks.embedding import Embedding, Modulation
 from sciflow.networks.time_network import TimeNetwork
+from sciflow.shapes import shape_of
 
 __all__ = ["UNet"]
 
@@ -48,7 +49,7 @@ class UNet(TimeNetwork):
         maskable: bool = False,
     ) -> None:
         super().__init__()
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         if len(self.event_shape) != 3:
             raise UserError(f"a U-Net takes images (C, H, W), not events of shape {tuple(self.event_shape)}")
         if not widths or any(width % 4 for width in widths):

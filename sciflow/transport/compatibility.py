@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sciflow.errors import UserError
-from sciflow.transport.rules import RULES, Choice
+from sciflow.transport.rules import RULES, Choice, Rule
 
 if TYPE_CHECKING:
     from sciflow.transport.flow import TransportFlow
 
-__all__ = ["check_flow", "check_objective", "choice_of", "problems", "table"]
+__all__ = ["broken", "check_flow", "check_objective", "choice_of", "problems", "table"]
+
+
+def broken(choice: Choice) -> list[Rule]:
+    """The rules that the parts break; none if they go together."""
+    return [rule for rule in RULES if rule.breaks(choice)]
 
 
 def problems(choice: Choice) -> list[str]:
     """The reasons why the parts do not go together; none if they do."""
     parts = {**choice._asdict(), "coupling": choice.coupling}
     parts = {name: _named(part) for name, part in parts.items()}
-    return [rule.reason.format(**parts) for rule in RULES if rule.breaks(choice)]
+    return [rule.reason.format(**parts) for rule in broken(choice)]
 
 
 def choice_of(flow: TransportFlow, objective: Any = None) -> Choice:

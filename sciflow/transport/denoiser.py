@@ -13,6 +13,7 @@ from sciflow.errors import UserError
 from sciflow.flows.condition import ConditionSpec, encoder_for
 from sciflow.networks.time_network import TimeNetwork, expand_time
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 from sciflow.transport.flow import TransportFlow
 from sciflow.transport.paths.base import AffinePath
 from sciflow.transport.paths.linear import Linear
@@ -56,7 +57,7 @@ class DenoiserVelocity(TimeNetwork):
         _check(prediction, path, clock)
         if not 0 < ratios[0] < ratios[1]:
             raise UserError(f"ratios={tuple(ratios)}: give 0 < least < largest ratio of noise to data")
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context, self.channels = context, 1
         self.denoiser, self.prediction, self.path = denoiser, prediction, path
         self.onto: AffinePath = onto or path or Linear()

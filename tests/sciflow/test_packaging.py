@@ -86,6 +86,29 @@ def test_the_example_of_the_readme(tmp_path):
     assert numbers[0] == pytest.approx(numbers[1], abs=0.1), done.stdout  # rounding, hence training, differs between processors
 
 
+def test_the_second_example_of_the_readme(tmp_path):
+    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", done.stdout)]
+    assert numbers == pytest.approx([1.0, -1.0, -0.4, -0.4], abs=0.35), done.stdout
+
+
+def test_the_readme_rounds_what_the_benchmark_found():
+    """Its table of methods holds figures of the first table of methods.md, to two decimals."""
+    measured = (ROOT / "benchmarks" / "methods.md").read_text().split("## ")[1]
+    rows = {cells[1].strip(): cells for line in measured.splitlines() if len(cells := line.split("|")) > 8}
+    shown = (ROOT / "README.md").read_text().split("### Which method when")[1].split("All rows:")[0]
+    table = [line.split("|") for line in shown.splitlines() if line.startswith("| ")][1:]
+    assert len(table) >= 10
+    for cells in table:
+        found = rows[cells[1].strip()]
+        numbers = [float(found[column].split("±")[0]) for column in (2, 4, 5)]
+        assert [float(number) for number in cells[2].split("/")] == pytest.approx(numbers, abs=0.0056), cells[1]
+        if cells[3].strip() != "-":
+            assert float(cells[3]) == pytest.approx(float(found[6].split("±")[0]), abs=0.0056), cells[1]
+
+
 def test_links_of_the_readme_exist():
     links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", (ROOT / "README.md").read_text())
     assert [link for link in links if not (ROOT / link).exists()] == []

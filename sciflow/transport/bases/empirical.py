@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sciflow.distributions import Base
 from sciflow.errors import UserError
+from sciflow.shapes import shape_of
 
 __all__ = ["Empirical"]
 
@@ -35,7 +36,7 @@ class Empirical(Base):
         super().__init__()
         if count < 1:
             raise UserError("an empirical base needs at least one row")
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.register_buffer("rows", torch.zeros(count, *self.event_shape))
         self.register_buffer("cumulative", torch.arange(1, count + 1, dtype=torch.float64) / count)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sciflow.distributions import Base, DiagonalNormal, Product
 from sciflow.errors import UserError
 from sciflow.noise import normal_from_uniform
+from sciflow.shapes import shape_of
 from sciflow.transport.spaces.base import Space
 from sciflow.transport.spaces.even import log_sinhc, tanhc
 from sciflow.transport.spaces.hyperbolic import HyperbolicBall
@@ -36,7 +37,7 @@ class UniformOn(Base):
     def __init__(self, space: Space, event_shape: int | tuple[int, ...]) -> None:
         super().__init__()
         self.space = space
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self._size, self._points = self.event_shape[-1], math.prod(self.event_shape[:-1])
         self._uniforms, self._log_volume = space.uniforms(self._size), space.log_volume(self._size)
 
@@ -79,7 +80,7 @@ class WrappedNormal(Base):
         if not 0 < scale < math.inf:
             raise UserError(f"scale={scale!r}: give a positive number, in units of the metric")
         self.space, self.scale = space, float(scale)
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
 
     @property
     def uniforms(self) -> int:

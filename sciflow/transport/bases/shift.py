@@ -14,6 +14,7 @@ from sciflow.errors import UserError
 from sciflow.networks.mlp import MLP
 from sciflow.networks.time_network import expand_time
 from sciflow.recorded import Recorded
+from sciflow.shapes import shape_of
 from sciflow.transport.field import Field, FunctionField
 from sciflow.transport.paths.base import AffinePath
 
@@ -46,7 +47,7 @@ class Shift(nn.Module, Recorded):
         super().__init__()
         if context < 1:
             raise UserError("a learned shift needs a condition: the flow has none (condition=0)")
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context = context
         self.network = MLP(context, math.prod(self.event_shape), tuple(hidden), activation="silu")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.networks.time_network import TimeMLP, TimeNetwork
+from sciflow.shapes import shape_of
 from sciflow.transport.spaces.base import Space
 
 __all__ = ["OnSpace", "mlp_on"]
@@ -34,7 +35,7 @@ class OnSpace(TimeNetwork):
     def __init__(self, space: Space, network: TimeNetwork, event_shape: int | tuple[int, ...]) -> None:
         super().__init__()
         self.space, self.network = space, network
-        self.event_shape = torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = shape_of(event_shape)
         self.context, self.channels, self.two_time = network.context, network.channels, network.two_time
         wanted = (*self.event_shape[:-1], space.width(self.event_shape[-1]))
         if tuple(network.event_shape) != wanted:

@@ -55,10 +55,10 @@ from sciflow.transport import (
     WithinClasses,
     WrappedNormal,
 )  # fmt: skip
-from sciflow.transport.compatibility import problems
-from sciflow.transport.rules import Choice
+from sciflow.transport.compatibility import broken
+from sciflow.transport.rules import Choice, Rule
 
-__all__ = ["KINDS", "allowed", "build", "data", "objective_of", "pairwise", "rule_of"]
+__all__ = ["KINDS", "allowed", "build", "data", "has_base", "objective_of", "pairwise", "rules_of"]
 
 SIZE = 4  # ambient features of an event, in every space
 
@@ -112,17 +112,15 @@ def _objective(objective: str, coupling: str) -> Any:
     return objective_of({"objective": objective, "coupling": coupling})
 
 
-def rule_of(names: dict[str, str]) -> list[str]:
-    """What the table says of a combination, without building the flow; objective and coupling may be left out."""
+def rules_of(names: dict[str, str]) -> list[Rule]:
+    """The rules that a combination breaks, without building the flow; objective and coupling may be left out."""
     space, path, head, base = (_part(kind, names[kind]) for kind in ("space", "path", "head", "base"))
-    if base is None and space.euclidean:
-        return ["no base of its own"]
     base = _cached_base(names["space"]) if base is None else base
     trained = "objective" in names
     network = SimpleNamespace(two_time=trained and names["objective"] in NEEDS_TWO)
     objective = _objective(names["objective"], names["coupling"]) if trained else None
     conditional = names["condition"] == "one"
-    return problems(Choice(path, head, base, space, _STEPPER, network, conditional, objective=objective))
+    return broken(Choice(path, head, base, space, _STEPPER, network, conditional, objective=objective))
 
 
 _STEPPER = FixedStep(2)
@@ -131,6 +129,11 @@ _STEPPER = FixedStep(2)
 @functools.cache
 def _cached_base(space: str) -> Any:
     return _base_on(_part("space", space))
+
+
+def has_base(names: dict[str, str]) -> bool:
+    """R^n has no base of its own."""
+    return (names["space"], names["base"]) != ("euclidean", "on the space")
 
 
 def _base_on(space: Any) -> Any:
@@ -174,11 +177,11 @@ def allowed() -> list[dict[str, str]]:
     found = []
     for values in itertools.product(*(KINDS[kind] for kind in first)):
         flow = dict(zip(first, values, strict=True))
-        if rule_of(flow):
+        if not has_base(flow) or rules_of(flow):
             continue  # what a flow cannot be made of, no objective can mend
         for names in itertools.product(*(KINDS[kind] for kind in rest)):
             whole = {**flow, **dict(zip(rest, names, strict=True))}
-            if not rule_of(whole):
+            if not rules_of(whole):
                 found.append(whole)
     return found
 

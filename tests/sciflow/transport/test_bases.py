@@ -21,13 +21,7 @@ from sciflow.transport.objectives.flow_matching import FlowMatching
 from sciflow.transport.spaces import MeanFreeSpace
 from sciflow.transport.steppers.fixed import FixedStep
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _shifted(**options) -> TransportFlow:

@@ -10,13 +10,7 @@ from sciflow.networks.time_network import TimeMLP
 from sciflow.transport.divergence import Exact, Hutchinson
 from sciflow.transport.flow import TransportFlow
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Slow(TimeMLP):

@@ -13,13 +13,7 @@ from sciflow.transport.steppers.fixed import FixedStep
 
 from .analytic_paths import AffineMixture
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_an_endpoint_step_is_exact_where_the_endpoint_does_not_move() -> None:

@@ -14,13 +14,7 @@ from sciflow.transport.steppers.fixed import FixedStep
 
 from .analytic import GaussianMixtureVelocity
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _mixture(size: int) -> GaussianMixtureVelocity:

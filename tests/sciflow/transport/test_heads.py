@@ -25,12 +25,7 @@ from .analytic_paths import AffineMixture, NoisyNormals
 HEADS = [Velocity(), Endpoint(), CategoricalEndpoint(), GaussianMixture(3), VelocityAndNoise()]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _path(head):

@@ -46,12 +46,7 @@ from sciflow.transport import (
 SMALL = {"hidden": (16,)}
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class _Twice(TimeMLP):

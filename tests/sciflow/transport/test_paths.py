@@ -48,12 +48,7 @@ NOISY = [
 SHAPES = [(4,), (1, 3, 3), (5, 2)]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _mixture(path, shape) -> AffineMixture:

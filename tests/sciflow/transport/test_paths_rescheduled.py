@@ -19,12 +19,7 @@ from .analytic_paths import AffineMixture
 MEANS = ((1.5, 0.0, 1.0), (-1.0, 0.5, 0.0))
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _flow(path, **options) -> TransportFlow:

@@ -21,13 +21,7 @@ from sciflow.transport.steppers.sde import SDEStep
 
 from .analytic_paths import AffineMixture, NoisyNormals
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _normal(path, mean: float = 1.0, deviation: float = 0.5) -> TransportFlow:

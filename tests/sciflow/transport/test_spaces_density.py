@@ -15,13 +15,7 @@ from sciflow.transport.flow import TransportFlow
 from sciflow.transport.spaces import Box, Euclidean, HyperbolicBall, ProductSpace, Rotations, Simplex, Space, Sphere, Torus
 from sciflow.transport.steppers.fixed import FixedStep
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _flow(size: int, space: Space, gain: float, steps: int = 16, **options) -> TransportFlow:

@@ -15,13 +15,7 @@ from sciflow.transport.objectives.flow_matching import FlowMatching
 from sciflow.transport.spaces import Box, Rotations, Simplex, Sphere, Torus
 from sciflow.transport.steppers.fixed import FixedStep
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class _Known(TimeNetwork):

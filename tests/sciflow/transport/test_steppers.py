@@ -20,12 +20,7 @@ from .analytic import GaussianMixtureVelocity
 PAIRS = [name for name, tableau in TABLEAUS.items() if tableau.error is not None]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Plain(Field):

@@ -10,13 +10,7 @@ from sciflow.transport.divergence import Exact, Hutchinson
 from sciflow.transport.flow import TransportFlow
 from sciflow.transport.steppers import Adaptive, Adjoint, FixedStep
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _gradients(flow: TransportFlow, stepper, x, condition, mask, *, backwards: bool) -> list[torch.Tensor]:
