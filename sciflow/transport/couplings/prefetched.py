@@ -27,7 +27,8 @@ class Prefetched(Objective):
     For each pass the whole training set gets new noise, is shuffled, cut into pieces of `block` rows and coupled; a training
     step looks the noise of its rows up. So the pieces are not the training's batches, and may be larger. What a row gets
     depends on (seed, number of the pass, process) alone, not on when the thread was done: with or without a thread, and after
-    a resumed training, the results are the same. The assignment lets other Python threads run meanwhile.
+    a resumed training, the results are the same. The thread competes with the training: on two cores it took longer than the
+    coupling in line (`benchmarks/coupling.md`), so measure before using it for speed.
 
     Arguments:
         objective: a transport objective whose coupling is a `Plan`; validation goes on coupling its own batches.
