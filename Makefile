@@ -34,6 +34,7 @@ help:
 	@echo "make bench       timings against other libraries"
 	@echo "make clean       remove what these commands made"
 
+# sbibm asks for an old sbi, Julia bindings and more; its tasks need none of them, hence --no-deps.
 # The stamps live inside .venv: removing it, or changing what is to be installed, starts again.
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "error: there is no '$(PYTHON)' on this machine; sciflow needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -48,10 +49,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.made
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.made
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps sbibm
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.made
 	$(PIP) -e '.[test,bench]'
+	$(PIP) --no-deps sbibm
 	@touch $(VENV)/.demo $(VENV)/.test $@
 
 demo: $(VENV)/.demo
@@ -74,7 +77,7 @@ test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	@for script in $(filter-out $(addprefix benchmarks/,timing.py moons.py code_lines.py zee_closure.py methods.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out $(addprefix benchmarks/,timing.py moons.py code_lines.py zee_closure.py methods.py few_step.py digit_bits.py sbibm_tasks.py model_comparison.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -80,13 +80,13 @@ class Method(NamedTuple):
     density: bool = True
 
 
-def fit(flow: TransportFlow, data: Any, seed: int, steps: int, make: Callable[[], Any]) -> TransportFlow:
+def fit(flow: TransportFlow, data: Any, seed: int, steps: int, make: Callable[[], Any], *, ema: float = 0.995) -> TransportFlow:
     """`steps` steps of an objective with a moving average, without validation: the budget is the same for all."""
     x, c = data
     batch = x if isinstance(x, Batch) else Batch(x, c)
     epochs = max(1, round(steps / math.ceil(len(batch.x) / BATCH)))
     sciflow.fit(
-        flow, batch, objective=make(), validation=0.0, epochs=epochs, batch_size=BATCH, learning_rate=2e-3, ema=0.995,
+        flow, batch, objective=make(), validation=0.0, epochs=epochs, batch_size=BATCH, learning_rate=2e-3, ema=ema,
         seed=seed, progress=False,
     )  # fmt: skip
     return flow
@@ -153,7 +153,7 @@ METHODS = [
     Method("independent (unconditional)", ONE, trained(FlowMatching), ode, "objectives/flow_matching.py", conditional=False),
     Method("W-CFM (unconditional)", ONE, trained(lambda: FlowMatching(coupling=WeightedCoupling(4.0))), ode,
            "couplings/weighted.py", conditional=False),
-    Method("C2OT", ONE, trained(lambda: FlowMatching(coupling=ConditionalOT())), ode, "couplings/conditional.py"),
+    Method("C2OT", ONE, trained(lambda: FlowMatching(coupling=ConditionalOT(block=128))), ode, "couplings/conditional.py"),
     Method("variance-preserving path", {**ONE, "path": VariancePreserving()}, trained(FlowMatching), ode, "paths/schedules.py"),
     Method("endpoint head", {**ONE, "head": Endpoint()}, trained(FlowMatching),
            lambda flow, evaluations: EndpointStep(evaluations), "heads/endpoint.py", density=False),
@@ -221,12 +221,12 @@ def measure(method: Method, data: Data, seed: int, steps: int) -> dict[str, Any]
     return found
 
 
-def cell(values: list[float | None]) -> str:
+def cell(values: list[float | None], digits: int = 3) -> str:
     numbers = [v for v in values if v is not None]
     if not numbers:
         return "-"
-    spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):.3f}{spread}"
+    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):.{digits}f}{spread}"
 
 
 def table(data: Data, results: dict[str, list[dict[str, Any]]]) -> list[str]:

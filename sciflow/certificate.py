@@ -2,96 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from sciflow.errors import UserError
 from sciflow.files import reason, replacing
+from sciflow.named_test import Test
 from sciflow.strict_json import dumps, loads, plain
 
 __all__ = ["SCOPE", "Certificate", "Figure", "Test"]
 
 SCOPE = "relative to the stated model and prior; not for diagnosis"
 _FORMAT, _VERSION = "sciflow.certificate", 1
-_SIGNS = {"<=": "≤", ">=": "≥"}
-
-
-@dataclass(frozen=True)
-class Test:
-    """One named figure and what was demanded of it.
-
-    Arguments:
-        name: unique within a certificate.
-        value: the figure; None if it was not evaluated.
-        threshold: the limit, or (low, high) for "inside" (ends included); None for a figure that is only reported.
-        comparison: "<=", ">=" or "inside"; None for a figure that is only reported.
-        error: its standard error. It is shown, it does not enter the verdict: put it into the threshold if it should.
-        unit, description, reference: unit, one sentence on what is measured, source of the method.
-
-    >>> Test("KS of pT", 0.012, 0.02, "<=").outcome
-    'passed'
-    """
-
-    __test__ = False  # not a test case for pytest
-
-    name: str
-    value: float | None
-    threshold: float | tuple[float, float] | None = None
-    comparison: str | None = None
-    error: float | None = None
-    unit: str = ""
-    description: str = ""
-    reference: str = ""
-
-    def __post_init__(self) -> None:
-        threshold = self.threshold
-        if self.comparison == "inside":
-            if not isinstance(threshold, Sequence) or len(threshold) != 2:
-                raise UserError(f"test {self.name!r}: the threshold is {threshold!r}, 'inside' needs (low, high)")
-            threshold = (float(threshold[0]), float(threshold[1]))
-        elif self.comparison in _SIGNS and threshold is not None:
-            threshold = float(threshold)  # type: ignore[arg-type]
-        elif self.comparison is not None or threshold is not None:
-            raise UserError(
-                f"test {self.name!r}: comparison {self.comparison!r} with threshold {threshold!r}; give '<=', '>=' or "
-                "'inside' with a threshold, or neither for a figure that is only reported"
-            )
-        for name, number in (("threshold", threshold), ("value", self.value), ("error", self.error)):
-            plain = number if number is None or isinstance(number, tuple) else float(number)  # type: ignore[arg-type]
-            object.__setattr__(self, name, plain)
-
-    @property
-    def outcome(self) -> str:
-        """passed | failed | not evaluated | reported. A value or limit that is not finite never passes."""
-        if self.value is None:
-            return "not evaluated"
-        if self.threshold is None:
-            return "reported"
-        low, high = self.threshold if isinstance(self.threshold, tuple) else (self.threshold, self.threshold)
-        good = (self.comparison == "<=" or self.value >= low) and (self.comparison == ">=" or self.value <= high)
-        return "passed" if good and all(map(math.isfinite, (self.value, low, high))) else "failed"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the test was evaluated, is finite and keeps its threshold."""
-        return self.outcome == "passed"
-
-    @property
-    def demand(self) -> str:
-        """The threshold in words, '' if the figure is only reported."""
-        if isinstance(self.threshold, tuple):
-            return f"in [{self.threshold[0]:.4g}, {self.threshold[1]:.4g}]"
-        return "" if self.threshold is None else f"{_SIGNS[self.comparison or '']} {self.threshold:.4g}"
-
-    @property
-    def measured(self) -> str:
-        """Value, error and unit in words."""
-        error = "" if self.error is None else f" ± {self.error:.4g}"
-        return "—" if self.value is None else f"{self.value:.4g}{error} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -107,7 +32,7 @@ class Certificate:
     """Named tests with a verdict and a scope.
 
     `verdict` is "failed" if any test failed, else "incomplete" if any was not evaluated or none has a threshold (an
-    empty certificate too), else "passed".
+    empty certificate too), else "warned" if a test of severity "warn" broke its threshold, else "passed".
 
     Arguments:
         tests: the tests, with unique names.
@@ -145,7 +70,31 @@ class Certificate:
         outcomes = [test.outcome for test in self.tests]
         if "failed" in outcomes:
             return "failed"
-        return "incomplete" if "not evaluated" in outcomes or "passed" not in outcomes else "passed"
+        if "not evaluated" in outcomes or not {"passed", "warned"} & set(outcomes):
+            return "incomplete"
+        return "warned" if "warned" in outcomes else "passed"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the verdict is not "passed": one sentence for each test that failed, warned or was not evaluated.
+
+        >>> Certificate([Test("k-hat", 1.2, 1.0, "<=", description="tail of the weights")]).reasons
+        ['k-hat failed: it is 1.2, demanded is ≤ 1 (tail of the weights).']
+        """
+        found = []
+        for test in self.tests:
+            what = f" ({test.description})" if test.description else ""
+            if test.outcome == "not evaluated":
+                found.append(f"{test.name} was not evaluated{what}.")
+            elif test.outcome in ("failed", "warned"):
+                found.append(f"{test.name} {test.outcome}: it is {test.measured}, demanded is {test.demand}{what}.")
+        if not found and self.verdict != "passed":
+            found.append("No test with a threshold was made.")
+        return found
+
+    def extended(self, tests: Sequence[Test], **context: Any) -> Certificate:
+        """The same certificate with further tests and entries of its context."""
+        return replace(self, tests=[*self.tests, *tests], context={**self.context, **context})
 
     def __getitem__(self, name: str) -> Test:
         for test in self.tests:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from sciflow import __version__
+from sciflow.arguments import resolve
 from sciflow.domain import Domain, Unavailable, domain, domains
 from sciflow.errors import UserError
 
@@ -161,6 +162,16 @@ def _path(name: str) -> None:
     from sciflow import datasets
 
     click.echo(datasets.path(name))
+
+
+@cli.command("certify")
+@click.argument("path", metavar="DRAWS", type=click.Path(path_type=Path))
+@click.option("--require", type=click.Choice(["pass", "warn"]), help="Exit with 3 unless the verdict is this good.")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page (.html or .png).")
+@click.pass_context
+def _certify(context: click.Context, path: Path, require: str | None, page: Path | None) -> None:
+    """Print the certificate of draws (netCDF file or Zarr folder); exit code 2 if there is none."""
+    context.exit(resolve("sciflow.posterior.certify:certify")(path, require, page))
 
 
 class _Terminated(KeyboardInterrupt):

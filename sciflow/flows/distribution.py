@@ -65,21 +65,21 @@ class FlowDistribution(Distribution):
         Raises `ValueError` if the event shape of `value` is not the flow's, `UserError` if the flow has no density.
         """
         self._need_density()
-        x, shape = self._rows(value)
-        context, mask = self._bound(shape)
+        x, shape = self.rows(value)
+        context, mask = self.bound(shape)
         z, ladj = self.flow.to_latent(x, context, mask)
         return (self.flow.base.log_prob(z, context, mask) + ladj).reshape(shape)
 
     def latent(self, value: Tensor) -> Tensor:
         """The noise z = f(value; condition) behind a value, (..., *event shape of the base)."""
-        x, shape = self._rows(value)
-        z, _ = self.flow.to_latent(x, *self._bound(shape))
+        x, shape = self.rows(value)
+        z, _ = self.flow.to_latent(x, *self.bound(shape))
         return z.reshape(*shape, *self.flow.base.event_shape)
 
     def data(self, latent: Tensor) -> Tensor:
         """The value behind noise: the inverse of `latent`."""
-        z, shape = self._rows(latent, self.flow.base.event_shape)
-        x, _ = self.flow.to_data(z, *self._bound(shape))
+        z, shape = self.rows(latent, self.flow.base.event_shape)
+        x, _ = self.flow.to_data(z, *self.bound(shape))
         return x.reshape(*shape, *self.event_shape)
 
     def from_uniform(self, uniform: Tensor, *, density: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -98,7 +98,7 @@ class FlowDistribution(Distribution):
             self._need_density()
         shape = _broadcast("uniform", uniform.shape[:-1], self.batch_shape)
         rows = uniform.expand(*shape, self.uniforms).reshape(-1, self.uniforms)
-        return self._shaped(self.flow.from_uniform(rows, *self._bound(shape), density=density), shape)
+        return self._shaped(self.flow.from_uniform(rows, *self.bound(shape), density=density), shape)
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """Draws and their log-density from one pass through the flow. Raises `UserError` if the flow has no density."""
@@ -126,7 +126,7 @@ class FlowDistribution(Distribution):
 
     def _draws(self, sample_shape: Any, *, density: bool) -> Draws:
         shape = torch.Size(sample_shape) + self.batch_shape
-        context, mask = self._bound(shape)
+        context, mask = self.bound(shape)
         reference = self.flow.reference(self.context)
         z = self.flow.base.rsample(math.prod(shape), context, mask, device=reference.device, dtype=reference.dtype)
         return self._shaped(self.flow.from_base(z, context, mask, density=density), shape)
@@ -135,7 +135,8 @@ class FlowDistribution(Distribution):
         log_prob, error, evaluations = (entry.reshape(shape) if isinstance(entry, Tensor) else entry for entry in rows[1:])
         return Draws(rows.x.reshape(*shape, *self.event_shape), log_prob, error, evaluations)  # type: ignore[arg-type]
 
-    def _rows(self, value: Tensor, event: torch.Size | None = None) -> tuple[Tensor, torch.Size]:
+    def rows(self, value: Tensor, event: torch.Size | None = None) -> tuple[Tensor, torch.Size]:
+        """Values (..., *event) as rows, and the batch shape that they and the condition have together."""
         event = self.event_shape if event is None else event
         dims = len(event)
         if value.dim() < dims or value.shape[value.dim() - dims :] != event:
@@ -143,7 +144,8 @@ class FlowDistribution(Distribution):
         shape = _broadcast("the value", value.shape[: value.dim() - dims], self.batch_shape)
         return value.expand(*shape, *event).reshape(-1, *event), shape
 
-    def _bound(self, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+    def bound(self, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+        """Context and mask as rows of this batch shape."""
         context, mask = self.context, self.mask
         if context is not None:
             context = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sciflow.transforms.spline_kernel import rational_quadratic
+from sciflow.transforms.spline_kernel import bent_rational_quadratic, rational_quadratic
 
 __all__ = ["Affine", "Elementwise", "Spline"]
 
@@ -24,6 +24,13 @@ class Elementwise(ABC):
     @abstractmethod
     def __call__(self, x: Tensor, parameters: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]: ...
 
+    def bent(self, x: Tensor, parameters: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The map, and d log |dy/dx| / dx (d, B) at fixed parameters, without graph."""
+        x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        y, ladj = self(x, parameters, inverse=inverse)
+        (found,) = torch.autograd.grad(ladj.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return y, ladj, found
+
 
 class Affine(Elementwise):
     r"""y = x exp(s) + t with s = S tanh(raw / S), |s| < S = `log_scale`."""
@@ -39,6 +46,9 @@ class Affine(Elementwise):
         if inverse:
             return (x - shift) * torch.exp(-log_scale), -log_scale
         return x * torch.exp(log_scale) + shift, log_scale
+
+    def bent(self, x: Tensor, parameters: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        return *self(x, parameters, inverse=inverse), torch.zeros_like(x)
 
 
 class Spline(Elementwise):
@@ -61,6 +71,12 @@ class Spline(Elementwise):
         start = self._wrap(x - shift if inverse else x)
         y, ladj = rational_quadratic(start, raw, bound=self.bound, circular=True, inverse=inverse, compiled=self.compiled)
         return (y if inverse else self._wrap(y + shift)), ladj
+
+    def bent(self, x: Tensor, parameters: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        found = None
+        if not self.circular and not self.compiled:
+            found = bent_rational_quadratic(x.view_as(x), parameters, bound=self.bound, inverse=inverse)
+        return super().bent(x, parameters, inverse=inverse) if found is None else found
 
     def _wrap(self, x: Tensor) -> Tensor:
         return torch.remainder(x + self.bound, 2 * self.bound) - self.bound

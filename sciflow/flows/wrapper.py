@@ -45,6 +45,19 @@ class Wrapper(Flow):
     def from_base(self, z: Tensor, context: Tensor | None, mask: Tensor | None, *, density: bool = True) -> Draws:
         return self.outwards(self.flow.from_base(z, context, mask, density=density), mask)
 
+    def check_rows(self, batch: Any) -> None:
+        """Raises `UserError` for rows of a training set that are none for the inner flow, see `TransportFlow.check_rows`."""
+        found: Flow = self
+        while isinstance(found, Wrapper):
+            found = found.flow
+        if getattr(getattr(found, "space", None), "euclidean", True):
+            return  # no need to look
+        # noise that is added on the way leaves the generator as it was
+        devices = [batch.x.device] if batch.x.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            inner, seen = self.inside(batch)
+            inner.check_rows(seen)  # type: ignore[operator]
+
     def sampling(self, **changes: Any) -> Wrapper:
         """The same weights (shared) with other sampling choices of the inner flow, see `TransportFlow.sampling`.
 
@@ -55,6 +68,7 @@ class Wrapper(Flow):
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.flow = self.flow.sampling(**changes)  # type: ignore[operator]
+        other.base = other.flow.base
         object.__setattr__(other, "recorded_arguments", {**self.recorded_arguments, "flow": other.flow})
         return other
 

@@ -123,9 +123,10 @@ class TimeMLP(TimeNetwork):
         self, x: Tensor, t: Tensor, context: Tensor | None = None, mask: Tensor | None = None, s: Tensor | None = None
     ) -> Tensor:
         h = torch.cat(self.inputs(x, t, context, s, mask), 1)
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers  # a slice would be a new module in every step
+        for layer in hidden:
             h = self.activate(layer(h))
-        return self.layers[-1](h).reshape(-1, self.channels, *self.event_shape)
+        return last(h).reshape(-1, self.channels, *self.event_shape)
 
     def output_and_divergence(
         self, x: Tensor, t: Tensor, context: Tensor | None = None, s: Tensor | None = None

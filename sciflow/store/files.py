@@ -13,8 +13,9 @@ from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.files import reason, replacing
 
-__all__ = ["attach_certificate", "certificate_of", "read_draws", "to_netcdf"]
+__all__ = ["GROUPS", "attach_certificate", "certificate_of", "read_draws", "to_netcdf"]
 
+GROUPS = ("posterior", "estimate")  # draws, and draws that no limit makes the posterior's
 _PAIR = "real_imag"
 _MARK = "complex_dtype"
 
@@ -40,6 +41,8 @@ def to_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
 def read_draws(path: str | Path) -> xarray.DataTree:
     """The tree in a Zarr folder (read on demand) or in a netCDF file (read at once), with complex values restored.
 
+    Draws are in the group `posterior`, or in `estimate` if their method does not reach the posterior in any limit.
+
     Raises `UserError`, naming the path, if it is missing, unfinished or something else.
     """
     path = Path(path)
@@ -56,8 +59,8 @@ def read_draws(path: str | Path) -> xarray.DataTree:
                 tree = opened.load().map_over_datasets(_join)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not readable as draws: {' '.join(str(error).split())[:200]}") from error
-    if "posterior" not in tree.children:
-        raise UserError(f"{path}: no group 'posterior' in it; it has {sorted(tree.children) or 'none'}")
+    if not any(group in tree.children for group in GROUPS):
+        raise UserError(f"{path}: no group 'posterior' (nor 'estimate') in it; it has {sorted(tree.children) or 'none'}")
     return tree
 
 

@@ -13,11 +13,11 @@ import zarr
 
 from sciflow.errors import UserError
 from sciflow.files import remove, replace_folder, replacing
-from sciflow.store.files import consolidate, read_draws
+from sciflow.store.files import GROUPS, consolidate, read_draws
 from sciflow.store.tree import Layout
 from sciflow.strict_json import dumps, loads
 
-__all__ = ["ZarrStream"]
+__all__ = ["ZarrStream", "is_draws"]
 
 _PROGRESS = "progress.json"
 
@@ -36,7 +36,7 @@ class ZarrStream:
         self.places: dict[str, Any] = {}
         if self.path.suffix in (".nc", ".h5", ".hdf5"):
             raise UserError(f"{self.path}: draws stream to a Zarr folder; give a path like draws.zarr, then use to_netcdf")
-        if self.path.exists() and not _is_draws(self.path):
+        if self.path.exists() and not is_draws(self.path):
             raise UserError(f"{self.path} exists and holds no draws: it is not overwritten, give another path")
         if strange := _strange(self.path):
             raise UserError(f"{self.path} holds {strange!r}, which would be lost: move it away or give another path")
@@ -139,7 +139,7 @@ class ZarrStream:
         try:
             return loads((self.partial / _PROGRESS).read_text())
         except (OSError, ValueError):
-            if self.partial.exists() and not _is_draws(self.partial) and _strange(self.partial):
+            if self.partial.exists() and not is_draws(self.partial) and _strange(self.partial):
                 raise UserError(f"{self.partial} exists and holds no draws: remove it or give another path") from None
             return None
 
@@ -152,9 +152,11 @@ def _agree(stored: np.ndarray, now: np.ndarray) -> bool:
     return bool(np.all((np.abs(stored - now) <= 1e-3 * scale) | (stored == now) | (np.isnan(stored) & np.isnan(now))))
 
 
-def _is_draws(path: Path) -> bool:
+def is_draws(path: Path) -> bool:
     """Whether a folder is empty or a Zarr store with draws: only such a one is ever replaced."""
-    return path.is_dir() and ((path / "posterior" / "zarr.json").is_file() or not any(path.iterdir()))
+    if not path.is_dir():
+        return False
+    return any((path / group / "zarr.json").is_file() for group in GROUPS) or not any(path.iterdir())
 
 
 def _strange(path: Path) -> str | None:

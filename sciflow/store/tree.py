@@ -18,7 +18,7 @@ from sciflow.errors import UserError
 from sciflow.store.source import Source
 from sciflow.strict_json import dumps
 
-__all__ = ["Layout", "layout", "numpy_of", "versions"]
+__all__ = ["Layout", "data_group", "layout", "library", "numpy_of", "versions"]
 
 
 class Layout:
@@ -85,14 +85,14 @@ def layout(
     batch_coordinates = {name: values for name, values in coordinates.items() if name in batch_dims}
     skeleton = {
         "/": xarray.Dataset(attrs={**attributes, **({"certificate": certificate.to_json()} if certificate else {})}),
-        "posterior": xarray.Dataset(coords={**index, **coordinates}, attrs=_library()),
-        "sample_stats": xarray.Dataset(coords={**index, **batch_coordinates}, attrs=_library()),
+        "posterior": xarray.Dataset(coords={**index, **coordinates}, attrs=library()),
+        "sample_stats": xarray.Dataset(coords={**index, **batch_coordinates}, attrs=library()),
     }
     if no_density is not None:
         skeleton["sample_stats"].attrs["no_log_prob"] = no_density
     for group, entries in (("observed_data", observed), ("constant_data", constants)):
         if entries is not None:
-            skeleton[group] = _data(group, entries, batch, batch_dims, batch_coordinates)
+            skeleton[group] = data_group(group, entries, batch, batch_dims, batch_coordinates)
     meaning = "log p(x | condition) of the draw"
     if source.quantise is not None:
         meaning += ", that of the dequantised variable: x itself has point masses and was quantised after drawing"
@@ -128,11 +128,12 @@ def numpy_of(values: Any) -> np.ndarray:
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
-def _library() -> dict[str, str]:
+def library() -> dict[str, str]:
+    """Attributes by which ArviZ names what made a group."""
     return {"inference_library": "sciflow", "inference_library_version": sciflow.__version__}
 
 
-def _data(group: str, entries: Any, batch: tuple[int, ...], batch_dims: list[str], coordinates: dict) -> xarray.Dataset:
+def data_group(group: str, entries: Any, batch: tuple[int, ...], batch_dims: list[str], coordinates: dict) -> xarray.Dataset:
     """Arrays that start with the batch shape share its dimensions; the others are called <name>_dim_0, ..."""
     if isinstance(entries, xarray.Dataset):
         return entries

@@ -188,6 +188,7 @@ def _enter(flow: nn.Module, data: Any, names: Names, dtype: torch.dtype) -> Batc
         mask = {} if batch.mask is None else {"mask": batch.mask}
         batch = batch._replace(x=dequantise(batch.x, batch.index, **mask))
         check(batch, names)
+        getattr(flow, "check_rows", lambda rows: None)(batch)
         return batch
 
     def convert(leaf: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DERIVATIVE_LIMIT", "SMALLEST_BIN", "Bin", "bins_of", "derivative", "evaluate", "invert", "plain", "solve", "wrap"]
+__all__ = [
+    "DERIVATIVE_LIMIT", "SMALLEST_BIN", "Bin", "bend", "bins_of", "derivative", "evaluate", "invert", "plain", "solve", "wrap",
+]  # fmt: skip
 
 SMALLEST_BIN = 0.1  # no bin is smaller than this fraction of an even bin 2 bound / K
 DERIVATIVE_LIMIT = 3.0  # |log derivative at a knot| stays below
@@ -90,6 +92,22 @@ def invert(y: Tensor, at: Bin) -> tuple[Tensor, Tensor]:
     denominator = ratio * (z * z + t * t) + (at.left + at.right) * (z * t)
     # the root is ratio * numerator / denominator
     return at.x + at.width * z, torch.log(denominator / (root * ratio))
+
+
+def bend(x: Tensor, y: Tensor, at: Bin, inverse: bool) -> Tensor:
+    """d ladj / d input of points inside their bins, from the input x and the output y."""
+    ratio = at.height / at.width
+    z = ((y if inverse else x) - at.x) / at.width
+    t = 1 - z
+    q, e, both = z * t, t - z, at.left + at.right
+    inverse_denominator = 1 / (ratio * (z * z + t * t) + both * q)
+    right, left = at.right * z, at.left * t
+    numerator = right * z + left * t + 2 * ratio * q
+    slope = 2 * ((right - left + ratio * e) / numerator - (both - 2 * ratio) * e * inverse_denominator)  # d ladj / dz of f
+    if not inverse:
+        return slope / at.width
+    scale = ratio * inverse_denominator
+    return -slope / (at.width * numerator * scale * scale)
 
 
 def plain(x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool) -> tuple[Tensor, Tensor]:

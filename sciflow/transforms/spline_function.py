@@ -12,6 +12,7 @@ from sciflow.transforms.spline_formula import (
     DERIVATIVE_LIMIT,
     SMALLEST_BIN,
     Bin,
+    bend,
     derivative,
     evaluate,
     invert,
@@ -35,8 +36,8 @@ class Slopes(NamedTuple):
     right: Tensor
 
 
-def slopes(point: Tensor, at: Bin, grad_y: Tensor, grad_ladj: Tensor, inverse: bool) -> Slopes:
-    """The chain rule through `evaluate` or `invert`, the latter by the implicit function theorem.
+def slopes(point: Tensor, at: Bin, grad_y: Tensor, grad_ladj: Tensor | None, inverse: bool) -> Slopes:
+    """The chain rule through `evaluate` or `invert`, the latter by the implicit function theorem; None stands for 0.
 
     Local coordinate z, t = 1 - z, q = z t, r = height / width, m = left + right - 2 r,
     y = y0 + height A / den, A = r z^2 + left q, den = r + m q, ladj = log N + 2 log(r / den),
@@ -57,20 +58,20 @@ def slopes(point: Tensor, at: Bin, grad_y: Tensor, grad_ladj: Tensor, inverse: b
     inverse_numerator = 1 / numerator
     a = (r * zz + at.left * q) * inverse_den  # local height
     y_z = at.height * ratio * inverse_den * numerator
-    c = -grad_ladj if inverse else grad_ladj
-    l_z = 2 * ((at.right * z + r * e - at.left * t) * inverse_numerator - m * e * inverse_den)
-    if inverse:
-        grad_input = (grad_y * at.width + c * l_z) / y_z
-        grad_x, b = grad_y, -grad_input
-    else:
-        grad_input = (grad_y * y_z + c * l_z) / at.width
-        grad_x, b = -grad_input, grad_y
+    c = -grad_ladj if inverse and grad_ladj is not None else grad_ladj
+    slope = grad_y * (at.width if inverse else y_z)
+    if c is not None:
+        l_z = 2 * ((at.right * z + r * e - at.left * t) * inverse_numerator - m * e * inverse_den)
+        slope = slope + c * l_z
+    grad_input = slope / (y_z if inverse else at.width)
+    grad_x, b = (grad_y, -grad_input) if inverse else (-grad_input, grad_y)
     hq = b * at.height * q * inverse_den * inverse_den
-    grad_r = hq * (right_zz - left_tt) + 2 * c * (1 / r + q * inverse_numerator - (zz + tt) * inverse_den)
-    common = 2 * c * q * inverse_den
-    cn = c * inverse_numerator
-    grad_left = hq * (r * tt + at.right * q) + cn * tt - common
-    grad_right = cn * zz - hq * (r * zz + at.left * q) - common
+    grad_r = hq * (right_zz - left_tt)
+    grad_left, grad_right = hq * (r * tt + at.right * q), -hq * (r * zz + at.left * q)
+    if c is not None:
+        grad_r = grad_r + 2 * c * (1 / r + q * inverse_numerator - (zz + tt) * inverse_den)
+        common, cn = 2 * c * q * inverse_den, c * inverse_numerator
+        grad_left, grad_right = grad_left + cn * tt - common, grad_right + cn * zz - common
     grad_rw = grad_r / at.width
     return Slopes(
         grad_input,
@@ -154,7 +155,7 @@ def backward_eager(
     x: Tensor,
     parameters: Tensor,
     grad_y: Tensor,
-    grad_ladj: Tensor,
+    grad_ladj: Tensor | None,
     kept: tuple[Tensor, ...],
     bound: float,
     circular: bool,
@@ -167,7 +168,7 @@ def backward_eager(
         point, inside, a, c = wrap(x, bound), None, grad_y, grad_ladj
     else:
         point, inside = x.clamp(-bound, bound), x.abs() < bound
-        a, c = grad_y * inside, grad_ladj * inside
+        a, c = grad_y * inside, None if grad_ladj is None else grad_ladj * inside
     s = slopes(point, at, a, c, inverse)
     index = place.to(torch.int64).unsqueeze(0)
     # On the line the knots' rows are written first, one row early: row 2K-1 (the left end's) is overwritten by the sizes
@@ -200,19 +201,32 @@ def backward_eager(
 
 
 class Spline(torch.autograd.Function):
-    """Saves x and the parameters only; asked for a second derivative it differentiates the plain formula instead."""
+    """Saves x and the parameters only; asked for a second derivative it differentiates the plain formula instead.
+
+    With `bent` the derivative of ladj by x (without graph) comes third: on the line, for the eager bodies.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool, bodies: Any) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, parameters: Tensor, bound: float, circular: bool, inverse: bool, bodies: Any, bent: bool = False
+    ) -> Any:
         ctx.options, ctx.bodies = (bound, circular, inverse), bodies
+        ctx.set_materialize_grads(False)  # where only y is used, half of the work falls away
         y, ladj, kept = bodies[0](x.detach(), parameters.detach(), bound, circular, inverse)
         ctx.save_for_backward(x, parameters, *kept)
-        return y, ladj
+        if not bent:
+            return y, ladj
+        found = torch.where(x.abs() < bound, bend(x, y, Bin(*kept[:6]), inverse), 0)
+        ctx.mark_non_differentiable(found)
+        return y, ladj, found
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_ladj: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor | None, grad_ladj: Tensor | None, _: Any = None) -> Any:  # type: ignore[override]
         x, parameters, *kept = ctx.saved_tensors
-        batched = any(_is_batched(grad) for grad in (grad_y, grad_ladj))
+        grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+        if grad_ladj is None and (torch.is_grad_enabled() or not kept or _is_batched(grad_y)):
+            grad_ladj = torch.zeros_like(x)
+        batched = any(grad is not None and _is_batched(grad) for grad in (grad_y, grad_ladj))
         if torch.is_grad_enabled() or batched:
             with torch.enable_grad():
                 # aliases: where the parameters depend on x (autoregressive layers) that path must not be counted twice
@@ -224,7 +238,7 @@ class Spline(torch.autograd.Function):
             grads = [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
         else:
             grads = list(ctx.bodies[1](x.detach(), parameters.detach(), grad_y, grad_ladj, tuple(kept), *ctx.options))
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def _is_batched(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sciflow.transforms.spline_formula import DERIVATIVE_LIMIT, SMALLEST_BIN, bins_of, plain
 from sciflow.transforms.spline_function import Spline, backward_eager, forward_eager
 
-__all__ = ["rational_quadratic", "slope_bounds"]
+__all__ = ["bent_rational_quadratic", "rational_quadratic", "slope_bounds"]
 
 
 def rational_quadratic(
@@ -73,6 +73,15 @@ def rational_quadratic(
         return Spline.apply(x, parameters, bound, circular, inverse, bodies)
     with torch.no_grad():
         return bodies[0](x, parameters, bound, circular, inverse)[:2]
+
+
+def bent_rational_quadratic(
+    x: Tensor, parameters: Tensor, *, bound: float, inverse: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `rational_quadratic` on the line, and d log |dy/dx| / dx without graph; None where only plain operations work."""
+    if bins_of(parameters, False) == 1 or x.dtype not in (torch.float32, torch.float64) or _needs_plain(x, parameters):
+        return None
+    return Spline.apply(x, parameters.to(x.dtype), float(bound), False, inverse, (forward_eager, backward_eager), True)
 
 
 def slope_bounds(bins: int) -> tuple[float, float]:

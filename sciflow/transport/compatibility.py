@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sciflow.errors import UserError
+from sciflow.training import Batch
 from sciflow.transport.rules import RULES, Choice, Rule
 
 if TYPE_CHECKING:
     from sciflow.transport.flow import TransportFlow
 
-__all__ = ["broken", "check_flow", "check_objective", "choice_of", "problems", "table"]
+__all__ = [
+    "broken",
+    "check_batch",
+    "check_flow",
+    "check_kinds",
+    "check_objective",
+    "check_points",
+    "choice_of",
+    "problems",
+    "table",
+]
 
 
 def broken(choice: Choice) -> list[Rule]:
@@ -29,7 +42,7 @@ def choice_of(flow: TransportFlow, objective: Any = None) -> Choice:
     """The parts of a flow and of what trains it."""
     return Choice(
         flow.path, flow.head, flow.base, flow.space, flow.stepper, flow.network, bool(flow.encoder.features),
-        flow.null is not None, flow.maskable, objective,
+        flow.null is not None, flow.maskable, objective, flow.target_shift,
     )  # fmt: skip
 
 
@@ -41,6 +54,40 @@ def check_flow(flow: TransportFlow) -> None:
 def check_objective(flow: TransportFlow, objective: Any) -> None:
     """Raises `UserError` with the reasons if the flow cannot be trained by the objective."""
     _refuse(problems(choice_of(flow, objective)))
+
+
+def check_kinds(*, required: bool = False, **parts: tuple[Any, type | tuple[type, ...]]) -> None:
+    """Raises `UserError` if a part, given with the classes it may be of, is something else; None is fine unless `required`."""
+    for name, (part, kinds) in parts.items():
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        if (required or part is not None) and not isinstance(part, kinds):
+            found = f"the class {part.__name__}: build it, {part.__name__}(...)" if isinstance(part, type) else repr(part)
+            raise UserError(f"{name} has to be a {' or '.join(kind.__name__ for kind in kinds)}, not {found}")
+
+
+def check_batch(flow: TransportFlow, batch: Batch) -> None:
+    """Raises `ValueError`, naming both shapes, if rows are no events of the flow: what would broadcast is wrong too."""
+    shape = tuple(flow.event_shape)
+    for name in ("x", "source", "mask"):
+        entry = getattr(batch, name)
+        if entry is not None and (tuple(entry.shape[1:]) != shape or len(entry) != len(batch.x)):
+            raise ValueError(f"{name} has shape {tuple(entry.shape)}, the flow needs {(len(batch.x), *shape)}")
+    if batch.mask is not None and not flow.maskable:
+        raise ValueError(f"the flow was built without maskable=True but the data have a mask {tuple(batch.mask.shape)}")
+    if batch.mask is not None and batch.mask.dtype != torch.bool:
+        raise ValueError(f"the mask is {batch.mask.dtype}, expected torch.bool")
+
+
+def check_points(flow: TransportFlow, batch: Batch) -> None:
+    """Raises `UserError` if rows of a training set are no points of the flow's space."""
+    for name, rows in (("x", batch.x), ("source", batch.source)):
+        outside = None if rows is None or flow.space.euclidean else ~flow.space.contains(rows, batch.mask)
+        if outside is not None and bool(outside.any()):
+            first = int(outside.nonzero()[0, 0])
+            raise UserError(
+                f"{name}: {int(outside.sum())} of {len(batch.x)} rows are no points of {flow.space!r} (first in row {first}): "
+                "bring them onto it, for example by its `project`"
+            )
 
 
 def table() -> str:

@@ -5,27 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.transport.paths.base import Path, root_epsilon
 from sciflow.transport.spaces.base import Space
 
-__all__ = ["Field", "FunctionField"]
+__all__ = ["Field", "FunctionField", "MixedField"]
 
 
 class Field(ABC):
     """(t, x) -> v for rows x (B, *event) and times t, () or (B,). Absent features (mask False) have velocity 0.
 
     Attributes: `path`, `space`, `mask` (B, *event) or None. A field is made for B rows: its condition has as many.
-    `no_score` is the reason if there is no score. `shifts` (B, *event) is where learned shifts put noise and data, None for
-    one that stays.
+    `no_score` is the reason if there is no score, `moved` what has put the points elsewhere than on the path. `shifts`
+    (B, *event) is where learned shifts put noise and data, None for one that stays.
     """
 
     path: Path
     space: Space
     mask: Tensor | None
     no_score: str | None = None
+    moved: str | None = None
     shifts: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @abstractmethod
@@ -77,10 +79,32 @@ class FunctionField(Field):
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], like: Field) -> None:
         self.function, self.like = function, like
         self.path, self.space, self.mask = like.path, like.space, like.mask
-        self.no_score, self.shifts = like.no_score, like.shifts
+        self.no_score, self.moved, self.shifts = like.no_score, like.moved, like.shifts
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.function(t.expand(x.shape[0]), x)
 
     def unconditional(self) -> Field:
         return self.like.unconditional()
+
+
+class MixedField(FunctionField):
+    """v + r (v' - v) of two fields on the same path, velocity and noise alike; r (B, 1, ...) is a function of (t, x).
+
+    It takes the place of the field `like`. r = 0 and 1 are the one and the other to the last bit, and where r = 0 nothing of
+    the other counts, not even what is not finite.
+    """
+
+    def __init__(self, one: Field, other: Field, rate: Callable[[Tensor, Tensor], Tensor], like: Field) -> None:
+        super().__init__(lambda t, x: self._mixed(one(t, x), other(t, x), rate(t, x)), like)
+        self.one, self.other, self.rate = one, other, rate
+
+    def velocity_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.expand(x.shape[0])
+        (v, noise), (w, n) = self.one.velocity_and_noise(t, x), self.other.velocity_and_noise(t, x)
+        rate = self.rate(t, x)
+        return self._mixed(v, w, rate), self._mixed(noise, n, rate)
+
+    @staticmethod
+    def _mixed(one: Tensor, other: Tensor, rate: Tensor) -> Tensor:
+        return torch.lerp(one, torch.where(rate == 0, one, other), rate.expand_as(one))

@@ -18,12 +18,13 @@ from sciflow.networks.default import default_network
 from sciflow.networks.time_network import TimeNetwork
 from sciflow.transport.bases.manifold import base_on
 from sciflow.transport.bases.shift import Shift
+from sciflow.transport.bases.sources import Sources
 from sciflow.transport.bound import BoundField
-from sciflow.transport.compatibility import check_flow
+from sciflow.transport.compatibility import check_flow, check_kinds, check_points
 from sciflow.transport.divergence import Divergence, Exact, LogDensity
 from sciflow.transport.field import Field
 from sciflow.transport.folded import FoldedField
-from sciflow.transport.guidance.base import Guidance
+from sciflow.transport.guidance.base import Guidance, guidance_list
 from sciflow.transport.heads.base import Head
 from sciflow.transport.heads.velocity import Velocity
 from sciflow.transport.paths.base import Path
@@ -74,15 +75,21 @@ class TransportFlow(Flow):
         encoder: Encoder | None = None,
         maskable: bool = False,
     ) -> None:
+        check_kinds(
+            network=(network, (TimeNetwork, Mapping)), base=(base, Base), path=(path, Path), head=(head, Head),
+            space=(space, Space), stepper=(stepper, Stepper), divergence=(divergence, Divergence),
+            target_shift=(target_shift, Shift),
+        )  # fmt: skip
         space = Euclidean() if space is None else space
+        self.default_base = base is None
         base = base_on(space, event_shape) if base is None else base
         super().__init__(event_shape, condition, base=base, encoder=encoder, maskable=maskable)
         self.space: Space = space
         self.path: Path = ((Linear() if space.straight else Geodesic()) if path is None else path).on(space)
         self.head: Head = Velocity() if head is None else head
-        self.stepper: Stepper = FixedStep() if stepper is None else stepper
+        self.stepper: Stepper = FixedStep(8, method="bogacki_shampine5") if stepper is None else stepper
         self.divergence: Divergence = Exact() if divergence is None else divergence
-        self.guidance = nn.ModuleList(guidance)
+        self.guidance = guidance_list(guidance)
         if not isinstance(network, TimeNetwork):
             where = self.space if self.head.tangent else Euclidean()
             shape, features, channels = tuple(self.event_shape), self.encoder.features, self.head.channels
@@ -107,36 +114,32 @@ class TransportFlow(Flow):
         if unconditional and self.encoder.features == 0:
             raise UserError("unconditional=True needs a flow with a condition: without one it is unconditional already")
         self.null = nn.Parameter(torch.zeros(self.encoder.features)) if unconditional else None
+        self.sources = Sources()
         check_flow(self)
 
     def sampling(self, **changes: Any) -> TransportFlow:
         """The same weights (shared) with another `stepper`, `divergence` or `guidance`.
 
+        After a training with given sources also with another `base`, which then says how they are distributed.
         Raises `UserError` for anything else: that would be another model.
         """
-        foreign = sorted(set(changes) - {"stepper", "divergence", "guidance"})
+        foreign = sorted(set(changes) - {"stepper", "divergence", "guidance", *(["base"] if self.sources.given else [])})
         if foreign:
             raise UserError(f"sampling() changes stepper, divergence and guidance, not {', '.join(foreign)}")
+        self.sources.check(changes.get("base", self.base), self.base)
         other = copy.copy(self)
         other._modules = dict(self._modules)
         object.__setattr__(other, "recorded_arguments", {**self.recorded_arguments, **changes})
         for name, value in changes.items():
-            setattr(other, name, nn.ModuleList(value) if name == "guidance" else value)
+            setattr(other, name, guidance_list(value) if name == "guidance" else value)
+        check_kinds(stepper=(other.stepper, Stepper), divergence=(other.divergence, Divergence), required=True)
+        other.default_base = self.default_base and "base" not in changes
         check_flow(other)
         return other
 
     def check_rows(self, batch: Any) -> None:
         """Raises `UserError` if rows of a training set are no points of the space."""
-        if self.space.euclidean:
-            return
-        for name, rows in (("x", batch.x), ("source", batch.source)):
-            outside = None if rows is None else ~self.space.contains(rows, batch.mask)
-            if outside is not None and bool(outside.any()):
-                first = int(outside.nonzero()[0, 0])
-                raise UserError(
-                    f"{name}: {int(outside.sum())} of {len(rows)} rows are no points of {self.space!r} (first in row {first}): "
-                    "bring them onto it, for example by its `project`"
-                )
+        check_points(self, batch)
 
     @property
     def no_density(self) -> str | None:
@@ -146,8 +149,13 @@ class TransportFlow(Flow):
             return f"the velocity of the head {self.head!r} is singular at t = 1, where its divergence has no integral"
         if self.space.walls and not isinstance(self.network, OnSpace):
             return f"the network knows nothing of the walls of {self.space!r} and lets mass through: wrap it in OnSpace"
-        reasons = [getattr(part, "no_density", None) for part in (*self.guidance, self.base)]
+        reasons = [self.no_base, *(getattr(part, "no_density", None) for part in (*self.guidance, self.base))]
         return next((reason for reason in reasons if reason), None)
+
+    @property
+    def no_base(self) -> str | None:
+        """Why draws of the base are no start, such as those of a default base after a training with sources; else None."""
+        return self.sources.reason(self.base) if self.default_base else None
 
     @property
     def uniforms(self) -> int:
@@ -185,6 +193,8 @@ class TransportFlow(Flow):
         uniform: Tensor | None = None,
     ) -> Solution:  # fmt: skip
         """Follow the field; with `density` the log-determinant comes from the same solve."""
+        if start >= 1 > end and self.head.endpoint_stepping:
+            raise UserError(f"the velocity of the head {self.head!r} is singular at t = 1: nothing leads from data to noise")
         divergence = self.divergence if density else None
         weight = next(self.network.parameters(), None)
         x = x if weight is None else x.to(weight.dtype)
@@ -205,6 +215,8 @@ class TransportFlow(Flow):
     def from_base(
         self, z: Tensor, context: Tensor | None, mask: Tensor | None, *, density: bool = True, uniform: Tensor | None = None
     ) -> Draws:
+        if self.no_base is not None:
+            raise UserError(f"no draws: {self.no_base}")
         z = z.to(self.reference(context).dtype)
         solution = self.solve(z, context, mask, 0.0, 1.0, density=density, uniform=uniform)
         x = self.shifted(solution.x, context, mask, -1)
@@ -214,19 +226,20 @@ class TransportFlow(Flow):
         return Draws(x, log_prob, solution.log_det.standard_error, solution.evaluations)
 
     def log_density(self, x: Tensor, condition: Any = None, mask: Tensor | None = None) -> LogDensity:
-        """log p(x | condition) of rows x (B, *event) with its standard error, that of a stochastic trace included.
+        """log p(x | condition) of x (..., *event) with its standard error, that of a stochastic trace included.
 
         The error is None for an exact trace and NaN where one probe cannot tell. The solver's own error is not in it.
         """
         if self.no_density is not None:
             raise UserError(f"no density: {self.no_density}")
-        context = self.encoder(condition)
-        x = x.to(next(self.network.parameters(), x).dtype)
-        context = None if context is None else context.to(x.dtype).expand(len(x), -1)
+        bound = self(condition) if mask is None else self(condition, mask)
+        x, shape = bound.rows(x.to(next(self.network.parameters(), x).dtype))
+        context, mask = bound.bound(shape)
         solution = self.solve(self.shifted(x, context, mask), context, mask, 1.0, 0.0, density=True)
         assert solution.log_det is not None
         value, error = solution.log_det
-        return LogDensity(self.base.log_prob(solution.x, context, mask) + value, error)
+        value = self.base.log_prob(solution.x, context, mask) + value
+        return LogDensity(value.reshape(shape), None if error is None else error.reshape(shape))
 
     def extra_repr(self) -> str:
         return f"path={self.path!r}, head={self.head!r}, space={self.space!r}, stepper={self.stepper!r}"

@@ -19,7 +19,7 @@ class FoldedField(Field):
     def __init__(self, field: Field) -> None:
         self.field = field
         self.path, self.space, self.mask = field.path, field.space, field.mask
-        self.no_score, self.shifts = field.no_score, field.shifts
+        self.no_score, self.moved, self.shifts = field.no_score, field.moved, field.shifts
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         point, sign = self.space.fold(x)

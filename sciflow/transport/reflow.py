@@ -23,6 +23,8 @@ def reflow_pairs(
 ) -> Batch:  # fmt: skip
     """Training data for `Reflow`: a `Batch` with `source` x_0, the flow's noise, and `x` x_1, where the flow takes it.
 
+    Give the new flow the base of this one.
+
     Arguments:
         rows: number of pairs; needed for a flow without condition.
         condition: one per pair; with `rows` too, its rows are repeated in turn.
@@ -38,6 +40,8 @@ def reflow_pairs(
     >>> reflow_pairs(flow, 5).source.shape
     torch.Size([5, 2])
     """
+    if flow.no_base is not None:
+        raise UserError(f"no pairs of noise and data: {flow.no_base}")
     given = x if x is not None else _first(condition) if condition is not None else mask
     if rows is None and given is None:
         raise UserError("how many pairs? Give rows, or a condition or data x with as many rows")

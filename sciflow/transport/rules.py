@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sciflow.distributions import DiagonalNormal, MeanFreeNormal, Product
+from sciflow.transport.choice import Choice, Rule
+from sciflow.transport.couplings.base import Independent
 from sciflow.transport.spaces.mean_free import MeanFreeSpace
 from sciflow.transport.spaces.product import ProductSpace
 
 __all__ = ["RULES", "Choice", "Rule"]
-
-
-class Choice(NamedTuple):
-    """The parts of a flow and of its training; what is not chosen (yet) is None."""
-
-    path: Any
-    head: Any
-    base: Any
-    space: Any
-    stepper: Any
-    network: Any
-    conditional: bool
-    unconditional: bool = False  # the field without the condition is learned too
-    maskable: bool = False
-    objective: Any = None
-
-    @property
-    def coupling(self) -> Any:
-        return getattr(self.objective, "coupling", None)
-
-
-class Rule(NamedTuple):
-    """`breaks(choice)` says that parts of these kinds do not go together; `reason` says why and what to do instead.
-
-    Names of kinds in braces are replaced by the parts; `pairs` and `short` are for the documentation.
-    """
-
-    pairs: str
-    short: str
-    breaks: Callable[[Choice], bool]
-    reason: str
 
 
 def _is(part: Any, trait: str) -> bool:
@@ -50,6 +20,13 @@ def _is(part: Any, trait: str) -> bool:
 def _normal(choice: Choice) -> bool:
     base = choice.base.base if _is(choice.base, "needs_condition") else choice.base  # shifts are known to the field
     return isinstance(base, DiagonalNormal)
+
+
+def _moves(choice: Choice) -> bool:
+    """Whether noise or data are moved by something that learns with the field."""
+    base = choice.base if _is(choice.base, "needs_condition") or _is(choice.base, "trainable") else None
+    parts = [part for part in (base, choice.shift) if part is not None]
+    return any(weight.requires_grad for part in parts for weight in part.parameters())
 
 
 RULES: tuple[Rule, ...] = (
@@ -142,6 +119,21 @@ RULES: tuple[Rule, ...] = (
         "noisy path with VelocityAndNoise",
     ),
     Rule(
+        "stepper x path", "SDE steps need an affine or a noisy path",
+        lambda c: _is(c.stepper, "needs_score") and not c.path.noisy and not _affine(c.path),
+        "{stepper} needs the score, which the velocity on {path} does not tell: use Linear, or a noisy path",
+    ),
+    Rule(
+        "stepper x head", "adjoint gradients need a velocity that is finite at the data",
+        lambda c: _is(c.stepper, "starts_at_data") and c.head.endpoint_stepping,
+        "{stepper} goes back from t = 1, where the velocity of {head} is singular: take gradients through the steps themselves",
+    ),
+    Rule(
+        "stepper x head", "two-time maps need the velocity head",
+        lambda c: _is(c.stepper, "two_time") and not c.head.tangent,
+        "{stepper} takes what the network says for an average velocity, which {head} does not: use the head Velocity",
+    ),
+    Rule(
         "stepper x head", "SDE steps on a noisy path need VelocityAndNoise",
         lambda c: _is(c.stepper, "needs_score") and c.path.noisy and not c.head.needs_noise,
         "{stepper} needs the score, which the velocity on {path} does not tell: use the head VelocityAndNoise",
@@ -182,6 +174,23 @@ RULES: tuple[Rule, ...] = (
         "objective x coupling", "reflow and piecewise reflow keep their pairs",
         lambda c: (_is(c.objective, "needs_source") or _is(c.objective, "keeps_coupling")) and _is(c.coupling, "rearranges"),
         "{coupling} takes apart what {objective} keeps together: use Independent",
+    ),
+    Rule(
+        "objective x base", "objectives that hold their target fixed need noise and data that hold still",
+        lambda c: _is(c.objective, "fixed_target") and _moves(c),
+        "{objective} does not differentiate its target, so that learned noise or a learned shift would get the gradient of one "
+        "side alone: train it with FlowMatching first and freeze it (requires_grad_(False))",
+    ),
+    Rule(
+        "objective x base", "the likelihood bound belongs to standard normal noise",
+        lambda c: _is(c.objective, "diffusion_only") and not _normal(c),
+        "{objective} is the bound of a diffusion, whose noise is standard normal, not {base}: use WeightedFlowMatching",
+    ),
+    Rule(
+        "objective x coupling", "the likelihood bound belongs to independent noise",
+        lambda c: _is(c.objective, "diffusion_only") and not isinstance(c.coupling, Independent),
+        "{objective} is the bound of a diffusion, whose noise knows nothing of the data, unlike that of {coupling}: use "
+        "Independent, or WeightedFlowMatching",
     ),
     Rule(
         "objective x condition", "contrastive objectives need a condition",

@@ -20,7 +20,7 @@ import sciflow
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # module -> distribution, where they differ; numpy and friends come under their own names
-DISTRIBUTION = {"sklearn": "scikit-learn", "lightning_fabric": "lightning-fabric"}
+DISTRIBUTION = {"sklearn": "scikit-learn"}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -41,14 +41,14 @@ def _imports(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("sciflow", ["interop"]), ("domains/sciflow_physics", ["physics"])],
+    [("sciflow", ["interop", "diagnostics", "plots", "dask"]), ("domains/sciflow_physics", ["physics"])],
 )
 def test_every_import_is_a_declared_dependency(folder, extras):
     optional = PROJECT["optional-dependencies"]
     required = [*PROJECT["dependencies"], *(text for extra in extras for text in optional[extra])]
     declared = _names(required) | {"requests"}  # which comes with pooch
     foreign = {
-        DISTRIBUTION.get(name, name): file
+        DISTRIBUTION.get(name, name.replace("_", "-")): file
         for name, file in _imports(ROOT / folder).items()
         if name not in sys.stdlib_module_names and not name.startswith("sciflow")
     }
@@ -92,6 +92,15 @@ def test_the_second_example_of_the_readme(tmp_path):
     assert done.returncode == 0, done.stderr
     numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", done.stdout)]
     assert numbers == pytest.approx([1.0, -1.0, -0.4, -0.4], abs=0.35), done.stdout
+
+
+def test_the_third_example_of_the_readme(tmp_path):
+    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[2]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    value, error, exact = (float(number) for number in re.findall(r"-?\d+\.\d+", done.stdout.splitlines()[-1]))
+    assert abs(value - exact) < 4 * error + 0.005 and "passed" in done.stdout
+    assert (tmp_path / "draws.nc").is_file()
 
 
 def test_the_readme_rounds_what_the_benchmark_found():

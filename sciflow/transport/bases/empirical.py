@@ -15,8 +15,9 @@ __all__ = ["Empirical"]
 class Empirical(Base):
     r"""sum_i w_i delta(z - z_i): rows of a data set, drawn with replacement by one uniform each, for data-to-data transports.
 
-    Where source and target come in pairs, give the sources to the training instead (`Batch.source`, or "source" of the data):
-    they take the place of the base's draws, and `flow(c).data(source)` transports given points.
+    Where source and target come in pairs, give the sources to the training too (`Batch.source`, or "source" of the data): they
+    take the place of the base's draws, and `flow(c).data(source)` transports given points. With sources and no chosen base the
+    flow refuses to draw, until `flow.sampling(base=Empirical.from_data(sources))` or another base says what from.
 
     A set of points has no density: `log_prob` raises `UserError`, so that the flow has none.
 

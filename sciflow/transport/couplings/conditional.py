@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sciflow.errors import UserError
-from sciflow.transport.couplings.exact import assign
+from sciflow.transport.couplings.exact import assign, nearest
 from sciflow.transport.couplings.plan import Plan, condition_leaves, squared_distances
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
@@ -26,8 +26,9 @@ class ConditionalOT(Plan):
             x0_j to target i instead of its own. It needs no search: the share falls past each pair's critical weight
             (|x0_i - x1_i|^2 - |x0_j - x1_i|^2) / |c_i - c_j|^2, so w is a quantile of these, and infinite where equal
             conditions alone make up the share.
-        discrete: whether the entries of the condition are labels; None: those of integers and booleans are, floating ones are
-            continuous (standardised by their spread in the batch).
+        discrete: whether the entries of the condition are labels; None: those of integers and booleans are, and floating
+            columns whose values repeat (together they divide the batch into groups of four rows or more on average: classes as
+            0.0 and 1.0, one-hot rows). Other columns are continuous, standardised by their spread in the batch.
         space, block: see `ExactOT`.
 
     Raises `UserError` without a condition.
@@ -58,12 +59,13 @@ class ConditionalOT(Plan):
         return super().labels(pair) + class_labels(pair, self.discrete, self)
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        leaves = condition_leaves(pair.condition, len(pair.x1))
+        # labels do not vary here: all rows have the same
+        columns = [leaf.detach()[:, (leaf != leaf[:1]).any(0)] for leaf in leaves]
+        if not any(column.shape[1] for column in columns):
+            return nearest(pair, self.space), None
         cost = squared_distances(pair, self.space)
-        leaves = [] if self.discrete else condition_leaves(pair.condition, len(cost))
-        columns = [leaf.detach().to(cost.dtype) for leaf in leaves if not _is_label(leaf, self.discrete)]
-        if not columns:
-            return assign(cost), None
-        c = torch.cat(columns, 1)
+        c = torch.cat([column.to(cost.dtype) for column in columns], 1)
         c = (c - c.mean(0)) / c.std(0).clamp_min(torch.finfo(c.dtype).tiny)
         apart = torch.cdist(c, c, compute_mode="donot_use_mm_for_euclid_dist").square()
         gain = cost.diagonal()[:, None] - cost
@@ -106,11 +108,21 @@ def class_labels(pair: Pair, discrete: bool | None, coupling: Plan) -> list[Tens
     """The entries of the condition that are labels, as integer columns."""
     if pair.condition is None:
         raise UserError(f"{coupling!r} couples per condition, but the data have none: use ExactOT")
-    rows = len(pair.x1)
-    leaves = [leaf.detach() for leaf in condition_leaves(pair.condition, rows) if _is_label(leaf, discrete)]
-    # numbers of floating labels, since their values may differ by less than one
-    return [torch.unique(leaf, dim=0, return_inverse=True)[1][:, None] if leaf.is_floating_point() else leaf for leaf in leaves]
+    found = []
+    for leaf in condition_leaves(pair.condition, len(pair.x1)):
+        leaf = leaf.detach()
+        if not leaf.is_floating_point():
+            found += [] if discrete is False else [leaf]
+            continue
+        columns = leaf if discrete else leaf[:, :0] if discrete is False else _repeating(leaf)
+        if columns.shape[1]:  # their numbers, since floating values may differ by less than one
+            found.append(torch.unique(columns, dim=0, return_inverse=True)[1][:, None])
+    return found
 
 
-def _is_label(leaf: Tensor, discrete: bool | None) -> bool:
-    return not leaf.is_floating_point() if discrete is None else discrete
+def _repeating(leaf: Tensor) -> Tensor:
+    """The columns (rows, k) of a floating leaf that look like labels."""
+    most = len(leaf) // 4
+    chosen = [column for column in leaf.unbind(1) if len(torch.unique(column)) <= most]
+    columns = torch.stack(chosen, 1) if chosen else leaf[:, :0]
+    return columns if chosen and len(torch.unique(columns, dim=0)) <= most else leaf[:, :0]

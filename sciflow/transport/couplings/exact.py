@@ -12,7 +12,7 @@ from sciflow.transport.couplings.plan import Plan, squared_distances
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
 
-__all__ = ["ExactOT", "assign"]
+__all__ = ["ExactOT", "assign", "nearest"]
 
 
 class ExactOT(Plan):
@@ -43,15 +43,20 @@ class ExactOT(Plan):
         self.block, self.space = block, space
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.space is not None and not self.space.euclidean:
-            return assign(squared_distances(pair, self.space)), None
-        x0, x1 = pair.x0.detach().flatten(1), pair.x1.detach().flatten(1)
-        if x0.shape[1] == 1:
-            index = torch.empty(len(x1), dtype=torch.int64, device=x1.device)
-            index[torch.argsort(x1[:, 0], stable=True)] = torch.argsort(x0[:, 0], stable=True)
-            return index, None
-        # a shift of all x1 or x0 changes whole rows or columns of the cost, hence not the assignment: less cancellation
-        return assign((x1.mean(0) - x1).double() @ (x0 - x0.mean(0)).double().T), None
+        return nearest(pair, self.space), None
+
+
+def nearest(pair: Pair, space: Space | None) -> Tensor:
+    """For each x1 the row number of its x0, (n,), of the least total squared distance."""
+    if space is not None and not space.euclidean:
+        return assign(squared_distances(pair, space))
+    x0, x1 = pair.x0.detach().flatten(1), pair.x1.detach().flatten(1)
+    if x0.shape[1] == 1:
+        index = torch.empty(len(x1), dtype=torch.int64, device=x1.device)
+        index[torch.argsort(x1[:, 0], stable=True)] = torch.argsort(x0[:, 0], stable=True)
+        return index
+    # a shift of all x1 or x0 changes whole rows or columns of the cost, hence not the assignment: less cancellation
+    return assign((x1.mean(0) - x1).double() @ (x0 - x0.mean(0)).double().T)
 
 
 def assign(cost: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,13 @@ class Plan(Coupling):
 
         Raises `ValueError`, naming both shapes, if the endpoints differ in shape.
         """
+        index, weight = self.arrangement(pair, uniform)
+        if weight is not None and pair.weight is not None:
+            weight = weight * pair.weight
+        return pair._replace(x0=pair.x0[index], weight=pair.weight if weight is None else weight)
+
+    def arrangement(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """For each target the row number of its x0, (B,), and its weight, (B,) or None."""
         if pair.x0.shape != pair.x1.shape:
             raise ValueError(f"x0 has shape {tuple(pair.x0.shape)} but x1 {tuple(pair.x1.shape)}: they must agree")
         index = torch.arange(len(pair.x1), device=pair.x1.device)
@@ -60,9 +68,7 @@ class Plan(Coupling):
                 if found is not None:
                     weight = torch.ones_like(index, dtype=_real(pair.x1).dtype) if weight is None else weight
                     weight[rows] = (found / found.mean()).to(weight.dtype)
-        if weight is not None and pair.weight is not None:
-            weight = weight * pair.weight
-        return pair._replace(x0=pair.x0[index], weight=pair.weight if weight is None else weight)
+        return index, weight
 
     def labels(self, pair: Pair) -> list[Tensor]:
         """Integer or boolean columns (B, k); rows between which x0 may be exchanged agree in all of them."""
@@ -102,7 +108,7 @@ def condition_leaves(condition: Any, rows: int, path: str = "condition") -> list
         return [leaf for key in sorted(condition) for leaf in condition_leaves(condition[key], rows, f"{path}.{key}")]
     if condition.shape[:1] != (rows,):
         raise ValueError(f"{path} has shape {tuple(condition.shape)}, expected ({rows}, ...) for {rows} rows")
-    return [condition.reshape(rows, -1)]
+    return [condition.reshape(rows, math.prod(condition.shape[1:]))]
 
 
 def take(pair: Pair, rows: Tensor) -> Pair:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from sciflow.transport.field import Field, FunctionField
+from sciflow.transport.field import Field, MixedField
 from sciflow.transport.guidance.base import Guidance
 from sciflow.transport.guidance.schedule import Schedule, strength_at
 
@@ -26,7 +23,7 @@ class ClassifierFree(Guidance):
         strength: w, or a `Schedule` of it, such as `Interval(0.1, 0.8, inside=2.0, outside=1.0)`.
 
     In a list of guidance it comes first: what stands before it is taken for a part of the conditional field and is multiplied
-    by w.
+    by w. After guidance that puts the points elsewhere (`PriorGuidance`) it is refused.
 
     Source: Guided Flows for Generative Modeling and Decision Making, Zheng et al. 2023, arXiv 2311.13443; Classifier-Free
     Diffusion Guidance, Ho and Salimans 2022, arXiv 2207.12598 (their w is ours less 1).
@@ -45,11 +42,8 @@ class ClassifierFree(Guidance):
         if self.strength == 1:
             return field
         free = field.unconditional()
+        self.need_place(field, free)
         if self.strength == 0:
             return free
 
-        def guided(t: Tensor, x: Tensor) -> Tensor:
-            # lerp returns its ends exactly
-            return torch.lerp(free(t, x), field(t, x), strength_at(self.strength, t, x).expand_as(x))
-
-        return FunctionField(guided, field)
+        return MixedField(free, field, lambda t, x: strength_at(self.strength, t, x), field)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sciflow.errors import UserError
-from sciflow.transport.field import Field, FunctionField
+from sciflow.transport.field import Field, MixedField
 from sciflow.transport.guidance.base import Guidance
 from sciflow.transport.guidance.schedule import Schedule, strength_at
 
@@ -37,25 +36,20 @@ class Scheduled(Guidance):
         if self.schedule == 0:
             return field
         inner = self.wrapped(field)
-        if not inner.path.same(field.path):
+        if not inner.path.same(field.path) or inner.moved != field.moved:
             raise UserError(
                 f"{self.wrapped!r} moves the field to another path, where velocities cannot be mixed: do not schedule it"
             )
 
-        def guided(t: Tensor, x: Tensor) -> Tensor:
-            rate = strength_at(self.schedule, t, x)
-            v, other = field(t, x), inner(t, x)
-            # where the rate is 0, nothing of the other field counts, not even what is not finite
-            return torch.lerp(v, torch.where(rate == 0, v, other), rate.expand_as(x))
-
-        return FunctionField(guided, field)
+        return MixedField(field, inner, lambda t, x: strength_at(self.schedule, t, x), field)
 
 
 class Composed(Guidance):
     """Several in the order given: the first is applied to the model's field, the last has the last word.
 
     The same as a list of guidance of the flow. Order matters: classifier-free guidance looks for the unconditional field
-    underneath, and multiplies what stands before it by its strength; energies, densities and constraints come after it.
+    underneath, and multiplies what stands before it by its strength; energies and densities come after it, then
+    `PriorGuidance`, which moves the points, and constraints last. Orders that compare different points are refused.
     """
 
     def __init__(self, *parts: Guidance) -> None:

@@ -89,5 +89,7 @@ class LinearConstraint(Constraint):
 
     def project(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
+        if flat.shape[1] != self.matrix.shape[1]:
+            raise UserError(f"the constraint is about {self.matrix.shape[1]} features, the events have {flat.shape[1]}")
         residual = flat @ self.matrix.T.to(x.dtype) - self.value.to(x.dtype)
         return (flat - residual @ self.inverse.T.to(x.dtype)).reshape(x.shape)

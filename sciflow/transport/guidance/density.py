@@ -25,7 +25,8 @@ class PriorGuidance(Guidance):
 
         dy/dt = v(t, r y) / r + log(c) y,
 
-    begin at unscaled noise, and end where the scaled noise ends. A learned shift of the noise is not scaled.
+    begin at unscaled noise, and end where the scaled noise ends. A learned shift of the noise is not scaled. In between they
+    are elsewhere than the path's points: classifier-free guidance, energies and densities come before it, constraints after.
 
     Raises `UserError` for strengths of -1 or less, paths that are not affine and noise that is not normal.
 
@@ -53,6 +54,7 @@ class PriorGuidance(Guidance):
 
         found = FunctionField(guided, field)
         found.no_score = "prior guidance changes the noise, which is standard normal no more"
+        found.moved = f"{self!r} scales the points"
         return found
 
 
@@ -102,7 +104,7 @@ class DensityGuidance(Guidance):
             inside = t.clamp(self.low, self.high)
             a, s, da, ds = path.at(inside, x)
             count = x.new_full((), noise[0].numel()) if field.mask is None else field.mask.flatten(1).sum(1).to(x.dtype)
-            size = expand_time(count, x)
+            size = expand_time(count, x).clamp_min(1)  # an event without features is not 0 / 0
             square = expand_time(noise.flatten(1).square().sum(1), x)  # |s score|^2
             rate = strength_at(self.strength, t, x) * torch.sqrt(2 * size) * (da / a - ds / s)
             change = -rate * s * noise / torch.maximum(square, 1e-3 * size)

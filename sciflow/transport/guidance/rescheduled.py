@@ -48,7 +48,7 @@ class _RescheduledField(Field):
         self.field, self.old, self.new = field, old, path
         self.path = path
         self.space, self.mask = field.space, field.mask
-        self.no_score, self.shifts = field.no_score, field.shifts  # the ends are the same
+        self.no_score, self.moved, self.shifts = field.no_score, field.moved, field.shifts  # the ends are the same
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.velocity_and_noise(t, x)[0]

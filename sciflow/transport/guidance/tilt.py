@@ -124,7 +124,10 @@ def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         point = x if x.requires_grad else x.detach().requires_grad_()
-        (found,) = torch.autograd.grad(function(point).sum(), point, create_graph=keep, materialize_grads=True)
+        values = function(point)
+        if values.shape != x.shape[:1]:
+            raise ValueError(f"the energy or log-likelihood has shape {tuple(values.shape)}, expected one per row, ({len(x)},)")
+        (found,) = torch.autograd.grad(values.sum(), point, create_graph=keep, materialize_grads=True)
     return found
 
 

@@ -36,8 +36,8 @@ class AlphaFlow(MeanFlow):
 
     The count of steps is a buffer: a resumed training goes on with its alpha. Validation is with alpha = 0 throughout.
 
-    Source: AlphaFlow: Understanding and Improving MeanFlow Models, Zhang et al. 2025, arXiv 2510.20771. The form of
-    the sigmoid is the paper's as far as known; its gradient-equivalent target is derived here.
+    Source: AlphaFlow: Understanding and Improving MeanFlow Models, Zhang et al. 2025, arXiv 2510.20771. Sigmoid,
+    sharpness and margin agree with the authors' published training code; the gradient-equivalent target is derived here.
     """
 
     steps: Tensor

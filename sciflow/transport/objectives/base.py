@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sciflow.errors import UserError
 from sciflow.flows.wrapper import Wrapper
 from sciflow.training import Batch, Objective
-from sciflow.transport.compatibility import check_objective
+from sciflow.transport.compatibility import check_batch, check_kinds, check_objective
 from sciflow.transport.couplings.base import Coupling, Independent
 from sciflow.transport.flow import TransportFlow
 from sciflow.transport.pair import Bridge, Pair
@@ -30,8 +30,11 @@ class TransportObjective(Objective):
             classifier-free guidance.
 
     `Batch.source` (given pairs) takes the place of the base's draws. The loss of a row is multiplied by the weights of its
-    time and of its coupling; the latter have mean one over the batch.
+    time and of its coupling; the latter have mean one over the batch. The flow remembers that there were sources, unless they
+    are draws of its base all the same (`source_is_noise`).
     """
+
+    source_is_noise: bool = False
 
     def __init__(
         self, *, coupling: Coupling | None = None, times: TimePrior | None = None, drop_condition: float = 0.0
@@ -39,6 +42,9 @@ class TransportObjective(Objective):
         super().__init__()
         self.coupling: Coupling = Independent() if coupling is None else coupling
         self.times: TimePrior = Uniform() if times is None else times
+        check_kinds(coupling=(self.coupling, Coupling), times=(self.times, TimePrior))
+        if not 0 <= drop_condition <= 1:
+            raise UserError(f"drop_condition={drop_condition} is no probability")
         self.drop_condition = drop_condition
         self._checked: Any = None
 
@@ -62,6 +68,7 @@ class TransportObjective(Objective):
 
     def pair(self, flow: TransportFlow, batch: Batch) -> Pair:
         """Base draws (or given sources) coupled to the batch; the context is dropped in some rows."""
+        check_batch(flow, batch)
         context = flow.encoder(batch.condition)
         rows = len(batch.x)
         if context is not None:
@@ -85,6 +92,8 @@ class TransportObjective(Objective):
                 f"given sources take the place of draws of {type(flow.base).__name__}, which would learn nothing: freeze it "
                 "(flow.base.requires_grad_(False)) if the sources are its draws, or use a base without weights"
             )
+        if x0 is not None and flow.training and not (self.source_is_noise or getattr(self.coupling, "source_is_noise", False)):
+            flow.sources.remember()
         if x0 is None:
             x0 = flow.base.rsample(rows, context, batch.mask, device=batch.x.device, dtype=batch.x.dtype)
         x1 = flow.shifted(batch.x, context, batch.mask)

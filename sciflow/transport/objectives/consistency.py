@@ -56,28 +56,31 @@ class ConsistencyFlowMatching(TransportObjective):
 
     x_t and x_r on the same straight line between noise and data, v' the teacher: a moving average of the network. The second
     term counts where r < e; at r = e the first one is flow matching. In `segments` straight pieces the flow is sampled by as
-    many Euler steps, `FixedStep(segments, method="euler")`. The factor 1 / (e - t)^2 is not in the paper: it keeps the
-    gradient from vanishing towards the end of a segment.
+    many Euler steps, `FixedStep(segments, method="euler")`. The factor 1 / (e - t)^2 is not in the paper, nor in the authors'
+    code: it keeps the gradient from vanishing towards the end of a segment.
 
     Arguments:
         segments: pieces of (0, 1).
         gap: from t to r. Targets reach back from the data in steps of it; small ones are sharp and slow to learn.
         strength: of the velocity term.
-        decay: of the teacher.
+        decay: of the teacher; 0 for the present weights, as in the authors' code.
+        rescaled: whether the first term has the factor 1 / (e - t)^2; False for the loss as published.
 
     Source: Consistency Flow Matching: Defining Straight Flows with Velocity Consistency, Yang et al. 2024, arXiv 2407.02398.
     """
 
     linear_only = True
+    fixed_target = True
     euclidean_only = True
 
     def __init__(
-        self, segments: int = 2, *, gap: float = 0.05, strength: float = 1e-5, decay: float = 0.99, **options: Any
-    ) -> None:
+        self, segments: int = 2, *, gap: float = 0.05, strength: float = 1e-5, decay: float = 0.99,
+        rescaled: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
         if segments < 1 or not 0 < gap <= 1 / segments:
             raise UserError(f"segments={segments}, gap={gap}: the gap is positive and at most 1 / segments")
-        self.segments, self.gap, self.strength = segments, gap, strength
+        self.segments, self.gap, self.strength, self.rescaled = segments, gap, strength, rescaled
         self.teacher = Teacher(decay)
 
     def loss(self, flow: TransportFlow, bridge: Bridge) -> Tensor:
@@ -91,7 +94,7 @@ class ConsistencyFlowMatching(TransportObjective):
             out = self.teacher(flow.network, later, r, pair.context, pair.mask, other)
             taught = flow.head.velocity(out, later, r, flow.path, pair.mask)
         left, rest = (expand_time((end - time).clamp_min(1e-6), later) for time in (t, r))
-        ends = mean_square((bridge.xt - later + left * v - rest * taught) / left, pair.mask)
+        ends = mean_square((bridge.xt - later + left * v - rest * taught) / (left if self.rescaled else 1.0), pair.mask)
         return ends + self.strength * mean_square(v - taught, pair.mask) * (r < end)
 
     def after_step(self) -> None:
@@ -99,7 +102,7 @@ class ConsistencyFlowMatching(TransportObjective):
 
     def extra_repr(self) -> str:
         name = f"segments={self.segments}, gap={self.gap}, strength={self.strength}, decay={self.teacher.decay}"
-        return f"{name}, {super().extra_repr()}"
+        return f"{name}, rescaled={self.rescaled}, {super().extra_repr()}"
 
 
 def _flat(network: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from typing import Any
@@ -31,16 +32,24 @@ class FlowMapObjective(TransportObjective):
 
     Arguments:
         ratio: part of the rows with s > t, in (0, 1].
+        last: part of these that jump to s = 1, their t as it comes from the prior. One jump from noise to data,
+            `MapStep(1)`, needs no others but the diagonal and, for SplitMeanFlow and the Lagrangian form, those from t to r:
+            towards 1 the network spends its capacity there, at the cost of more than one jump.
         power: p of the adaptive weight w = 1 / (|residual|^2 + 1e-3)^p (mean over the features; not differentiated). 0 is
             least squares, whose minimum is the exact average velocity. With p > 0 outlying targets count less, and the minimum
             is exact only where the targets are symmetric about it.
         step: None for forward-mode derivatives, or a time step for central differences, for networks without them.
+        teacher: a trained flow on the same path, one-time or two-time: its velocity v(x_t, t) takes the place of the
+            conditional one, u_t. This is distillation: the targets lose their variance, which limits short trainings, and the
+            map inherits the teacher's errors. A frozen copy is kept and saved in checkpoints. A two-time student may begin as
+            a copy of a two-time teacher, which is fastest.
 
     The value of the loss holds the variance of the target, which changes with the network: it ranks no epochs. Train with
     `validation=0` (the last weights are kept) and a moving average.
     """
 
     two_time = True
+    fixed_target = True
     euclidean_only = True
     velocity_head_only = True
 
@@ -48,8 +57,10 @@ class FlowMapObjective(TransportObjective):
         self,
         *,
         ratio: float = 0.5,
+        last: float = 0.0,
         power: float = 0.0,
         step: float | None = None,
+        teacher: TransportFlow | None = None,
         coupling: Coupling | None = None,
         times: TimePrior | None = None,
         drop_condition: float = 0.0,
@@ -57,9 +68,23 @@ class FlowMapObjective(TransportObjective):
         super().__init__(coupling=coupling, times=times, drop_condition=drop_condition)
         if not 0 < ratio <= 1:
             raise UserError(f"ratio={ratio} is no part of the rows: give more than 0 and at most 1")
+        if not 0 <= last <= 1:
+            raise UserError(f"last={last} is no part of the jumps: give a number from 0 to 1")
         if step is not None and not step > 0:
             raise UserError(f"step={step} is no time step: give a positive one, or None for exact derivatives")
-        self.ratio, self.power, self.step = ratio, power, step
+        if teacher is not None and drop_condition:
+            raise UserError(
+                f"drop_condition={drop_condition}: the teacher's velocity is that with the condition, which rows without it "
+                "must not learn: train without a teacher, or without dropping"
+            )
+        self.ratio, self.last, self.power, self.step = ratio, last, power, step
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FlowMapObjective:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     @abstractmethod
     def residual(self, flow: TransportFlow, bridge: Bridge, s: Tensor, u: Tensor) -> Tensor:
@@ -76,8 +101,12 @@ class FlowMapObjective(TransportObjective):
             raise UserError(f"{self.times!r} weights its times, but a pair of times has no weight: choose another prior")
         chosen = torch.arange(rows, device=other.device) < count
         other = torch.where(chosen, other, bridge.t)
-        t, s = torch.minimum(bridge.t, other), torch.maximum(bridge.t, other)
+        far = torch.arange(rows, device=other.device) < round(self.last * count)
+        t = torch.where(far, bridge.t, torch.minimum(bridge.t, other))
+        s = torch.where(far, 1.0, torch.maximum(bridge.t, other))
         bridge = flow.path(bridge.pair, t, flow.space)
+        if self.teacher is not None:
+            bridge = bridge._replace(ut=self.taught(flow, bridge))
         u = average(flow, bridge.pair, bridge.xt, t, s)
         with torch.autocast(u.device.type, enabled=False):  # differences of outputs would drown in bfloat16
             jumps = self.residual(flow, part(bridge, count), s[:count], u[:count].to(bridge.xt.dtype))
@@ -85,8 +114,20 @@ class FlowMapObjective(TransportObjective):
         square = mean_square(residual, bridge.pair.mask)
         return square if self.power == 0 else square / (square.detach() + 1e-3) ** self.power
 
+    @torch.no_grad()
+    def taught(self, flow: TransportFlow, bridge: Bridge) -> Tensor:
+        """The teacher's velocity at x_t, (B, *event)."""
+        assert self.teacher is not None
+        if repr(self.teacher.path) != repr(flow.path):
+            raise UserError(f"the teacher's path is {self.teacher.path!r}, the flow's {flow.path!r}: velocities need the same")
+        context = self.teacher.encoder(bridge.pair.condition)
+        if context is not None:
+            context = context.to(bridge.xt.dtype).expand(len(bridge.t), -1)
+        return self.teacher.field(context, bridge.pair.mask)(bridge.t, bridge.xt)
+
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}, power={self.power}, step={self.step}, {super().extra_repr()}"
+        own = f"ratio={self.ratio}, last={self.last}, power={self.power}, step={self.step}"
+        return f"{own}, {super().extra_repr()}"
 
 
 def average(flow: TransportFlow, pair: Pair, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ class FlowMapDistillation(FlowMapObjective):
         eulerian:    d/dt X_ts(x) + v(x, t) . grad X_ts(x) = 0   residual  u - v(x, t) - (s - t) Du/Dt
 
     On the diagonal s = t the velocity is learned by flow matching. The map's velocity v is a teacher and not differentiated.
-    In the Lagrangian form the gradient flows through u and du/ds; in the Eulerian one Du/Dt belongs to the target (through
-    it the training is unstable, as the paper finds for the spatial gradient).
+    In the Lagrangian form the gradient flows through u and du/ds. In the Eulerian one all of Du/Dt belongs to the target, as in
+    MeanFlow. There the authors' code stops the gradient of the spatial term v . grad u alone and lets that of du/dt flow: this
+    iterates the spatial term against the inverse of 1 - (s - t) d/dt, which amplifies what is rough in x, and diverged here.
 
     Arguments:
         form: "lagrangian" or "eulerian".

@@ -36,6 +36,8 @@ class LocalFlowMatching(FlowMatching):
         self.decay = decay
 
     def pair(self, flow: TransportFlow, batch: Batch) -> Pair:
+        if batch.source is not None:
+            raise UserError("a chain of flows leads to noise: given sources have no place in it, use FlowMatching")
         pair = super().pair(flow, batch)
         return pair._replace(x0=self.decay * pair.x1 + (1 - self.decay**2) ** 0.5 * pair.x0)
 

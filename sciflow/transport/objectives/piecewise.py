@@ -42,6 +42,7 @@ class PiecewiseReflow(TransportObjective):
     """
 
     linear_only = True
+    fixed_target = True
     euclidean_only = True
     keeps_coupling = True  # the window edges have the marginals that the teacher was trained on
 

@@ -24,8 +24,9 @@ class Reflow(TransportObjective):
     The loss is pseudo-Huber, sqrt(m + c^2) - c, of the mean square m over the features; times lie densely at both ends.
 
     Arguments:
-        huber: c; None for the mean square itself.
-        times: `UShaped()` by default.
+        huber: c; None for the mean square itself, whose minimum is the mean displacement where lines cross.
+        times: `UShaped()` by default. Where one Euler step is all that is wanted, only t = 0 counts: `PowerLaw(-0.9)` with
+            `huber=None` keeps most of the training there (benchmarks/few_step.py).
         coupling, drop_condition: see `TransportObjective`; the coupling must keep the pairs, so only the default makes sense.
 
     Raises `UserError` if the data have no `source`.
@@ -35,6 +36,7 @@ class Reflow(TransportObjective):
     """
 
     needs_source = True
+    source_is_noise = True
     linear_only = True
 
     def __init__(

@@ -27,9 +27,10 @@ class Adaptive(Stepper):
 
     Arguments:
         rtol, atol: relative and absolute tolerance; `atol` is `rtol` / 10 if not given.
-        method: a pair of `TABLEAUS`: "dopri5", "tsit5", "bogacki_shampine", "heun".
+        method: a pair of `TABLEAUS`: "bogacki_shampine5", "dopri5", "tsit5", "bogacki_shampine" (order 3), "heun".
         max_steps: attempts of a row before the solver gives up.
-        first_step: its length; None for Hairer's rule, which takes one evaluation.
+        first_step: its length; None for |end - start| rtol^(1/order), which fits flows and takes no evaluation. Up to that
+            length steps grow fast, beyond it carefully: estimates of long steps are small by chance too often.
         check_every: how many steps go by between two looks at what has finished, each of which waits for the device;
             None for 1 on the CPU, where nothing has to be waited for, and 8 elsewhere.
         density_error: whether the log-density's own error, in nats, must meet the tolerance too.
@@ -45,7 +46,7 @@ class Adaptive(Stepper):
         rtol: float = 1e-4,
         atol: float | None = None,
         *,
-        method: str = "dopri5",
+        method: str = "bogacki_shampine5",
         max_steps: int = 1000,
         first_step: float | None = None,
         check_every: int | None = None,
@@ -81,7 +82,9 @@ class Adaptive(Stepper):
         if len(times) < 2 or not (all(b > a for a, b in _pairs(times)) or all(b < a for a, b in _pairs(times))):
             raise UserError(f"times={list(times)}: give at least two, rising or falling")
         if self.tableau.dense is None:
-            raise UserError(f"method {self.method!r} has no interpolant: use 'tsit5', 'dopri5' or 'bogacki_shampine'")
+            raise UserError(
+                f"method {self.method!r} has no interpolant: use 'bogacki_shampine5', 'tsit5', 'dopri5' or 'bogacki_shampine'"
+            )
         rows = self._run(field, x, times[0], times[-1], divergence, times)
         assert rows.seen is not None
         if divergence is None or rows.seen_total is None:

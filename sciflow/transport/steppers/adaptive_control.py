@@ -50,27 +50,24 @@ class Controller(NamedTuple):
     smallest: float = 0.2
     largest: float = 10.0
 
-    def first(self, slope: Tensor, size: Tensor, span: float) -> Tensor:
-        """A step whose Euler increment is a hundredth of x (both as norms (B,)); Hairer, Norsett and Wanner, section II.4."""
-        h = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope.clamp_min(1e-12))
-        return h.clamp_max(span)
+    def expected(self, tolerance: float, span: float) -> float:
+        """span tolerance^(1/k): right for solutions that change on the scale of the interval, as those of flows do.
 
-    def second(self, h: Tensor, slope: Tensor, bend: Tensor, span: float) -> Tensor:
-        """From norms of the slope and of its change over h: the step whose error term of this order is a half.
-
-        A hundredth, as in the book, costs a tenth more evaluations on flows, whose solutions take few steps.
+        It takes no evaluation. A step that is too long is rejected, after which steps may grow fast again up to this length.
         """
-        largest = torch.maximum(slope, bend / h)
-        guess = (0.5 / largest.clamp_min(1e-15)) ** (1 / self.order)
-        guess = torch.where(largest <= 1e-15, torch.maximum(1e-3 * h, torch.full_like(h, 1e-6)), guess)
-        return torch.minimum(100 * h, guess).clamp_max(span)
+        return span * min(1.0, tolerance ** (1 / self.order))
 
-    def factor(self, error: Tensor, previous: Tensor, accepted: Tensor) -> Tensor:
-        """By how much the next step is larger; a rejected one is never followed by a larger one."""
+    def factor(self, error: Tensor, previous: Tensor, accepted: Tensor, room: Tensor) -> Tensor:
+        """By how much the next step is larger; a rejected one is never followed by a larger one.
+
+        `room` is the expected step over this one: up to there steps grow by `largest`. Beyond it the estimate counts with
+        the weaker power -0.35 / k: that of a long step is often small by chance, and such rows make most of the error.
+        """
         bounded = error.clamp_min(1e-10)
         grown = self.safety * bounded ** (-0.85 / self.order) * previous ** (0.2 / self.order)
+        careful = torch.maximum(room.clamp(1.0, self.largest), self.safety * bounded ** (-0.35 / self.order))
         shrunk = (self.safety * bounded ** (-1 / self.order)).clamp_max(1.0)
-        factor = torch.where(accepted, grown, shrunk).clamp(self.smallest, self.largest)
+        factor = torch.where(accepted, torch.minimum(grown, careful), shrunk).clamp(self.smallest, self.largest)
         return torch.where(torch.isfinite(error), factor, 0.1)
 
     def smallest_step(self, t: Tensor, span: float) -> Tensor:

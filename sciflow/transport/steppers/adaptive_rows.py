@@ -60,11 +60,13 @@ class Solve:
     def __init__(
         self, options: Adaptive, field: Field, trace: Trace | None, start: float, end: float, times: Sequence[float]
     ) -> None:
-        self.options, self.tableau = options, options.tableau
+        self.options, self.tableau, self.counted = options, options.tableau, options.tableau.counted
         self.field, self.trace, self.start, self.end, self.times = field, trace, start, end, times
         self.span, self.sign = abs(end - start), math.copysign(1.0, end - start)
         order = self.tableau.order if self.tableau.order > 2 else 2
         self.controller = Controller(order)
+        self.expected = self.controller.expected(max(options.rtol, options.atol), self.span)
+        self.first = self.expected if options.first_step is None else min(options.first_step, self.span)
         # a field that remembers its evaluations, or a point that was folded back on the space, needs a fresh first slope
         self.reuse = self.tableau.last_is_first and field.space.euclidean and not hasattr(field, "accepted")
 
@@ -98,8 +100,10 @@ class Solve:
         t = torch.full((n,), self.start, **like)  # type: ignore[call-overload]
         ones = torch.ones(n, **like)  # type: ignore[call-overload]
         rows = Rows(torch.arange(n, device=x.device), x, t, ones, ones * 0, ones, torch.zeros_like(t, dtype=torch.int64))
-        v, rate = self._slopes(t, x)
-        rows.evaluations = rows.evaluations + 1
+        rate = None
+        if self.reuse or self.trace is not None:
+            v, rate = self._slopes(t, x)
+            rows.evaluations = rows.evaluations + 1
         if rate is not None:
             rows.total = torch.zeros_like(rate)
         if self.reuse:
@@ -107,16 +111,7 @@ class Solve:
         if self.times:
             rows.seen = x.unsqueeze(0).expand(len(self.times), *x.shape)
             rows.seen_total = None if rows.total is None else rows.total.unsqueeze(0).expand(len(self.times), *rate.shape)  # type: ignore[union-attr]
-        if self.options.first_step is not None:
-            rows.h = ones * min(self.options.first_step, self.span)
-            return rows
-        with torch.no_grad():
-            norm = ErrorNorm(self.options.rtol, self.options.atol, self.field.mask)
-            slope, size = norm(v, x), norm(x, x)
-            h = self.controller.first(slope, size, self.span)
-            after, _ = self._slopes(t + self.sign * h, x + expand_time(self.sign * h, x).to(x.dtype) * v)
-            rows.h = self.controller.second(h, slope, norm(after - v, x), self.span)
-            rows.evaluations = rows.evaluations + 1
+        rows.h = ones * self.first
         return rows
 
     def _step(self, rows: Rows) -> None:
@@ -129,13 +124,15 @@ class Solve:
         step, wide = expand_time(signed, x).to(x.dtype), signed.unsqueeze(1).to(x.dtype)
         slopes: list[Tensor] = []
         rates: list[Tensor] = []
-        for row, c in zip(tableau.a, tableau.c, strict=True):
+        for row, c, counted in zip(tableau.a, tableau.c, self.counted, strict=True):
             if not slopes and rows.slope is not None:
                 v, rate = rows.slope, rows.rate
             else:
                 point = x + step * _combined(row, slopes) if slopes else x
                 # the last stage is at the end of the step exactly
-                v, rate = self._slopes(t + c * signed if c != 1.0 else torch.where(h >= left, self.end, t + signed), point)
+                at = t + c * signed if c != 1.0 else torch.where(h >= left, self.end, t + signed)
+                # a divergence that no weight counts is not found: what stands in for it is multiplied by 0
+                v, rate = self._slopes(at, point) if counted or not rates else (self.field(at, point), rates[-1])
             slopes.append(v)
             if rate is not None:
                 rates.append(rate)
@@ -153,7 +150,7 @@ class Solve:
             error = error.to(t.dtype)
             good = error <= 1.0  # False for NaN
             accepted = good & going
-            factor = self.controller.factor(error, rows.previous, good)
+            factor = self.controller.factor(error, rows.previous, good, self.expected / h)
         chosen = expand_time(accepted, x)
         if rows.seen is not None:
             self._look(rows, signed, accepted, slopes, rates)

@@ -34,6 +34,7 @@ class Adjoint(Stepper):
     """
 
     euclidean_only = True
+    starts_at_data = True  # its gradients do
 
     def __init__(self, stepper: Stepper) -> None:
         if not stepper.reversible or not stepper.density or isinstance(stepper, Adjoint):
@@ -75,7 +76,7 @@ class _Follow(torch.autograd.Function):
         with torch.no_grad():
             solution = stepper.solve(field, x, start, end, divergence=None if trace is None else _Again(trace))
         columns = x.new_zeros(len(x), 0) if solution.log_det is None else solution.log_det.value
-        evaluations = torch.as_tensor(solution.evaluations, device=x.device)
+        evaluations = torch.as_tensor(solution.evaluations, device=x.device).expand(len(x)).clone()
         ctx.save_for_backward(solution.x)
         ctx.parts = stepper, field, trace, start, end, leaves
         ctx.mark_non_differentiable(evaluations)

@@ -23,7 +23,8 @@ class FixedStep(Stepper):
 
     Arguments:
         steps: number of steps; or the increasing times (0, ..., 1) to stop at.
-        method: "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "bogacki_shampine", "dopri5", "tsit5".
+        method: "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "bogacki_shampine", "bogacki_shampine5", "dopri5",
+            "tsit5".
 
     On a curved space increments are added in ambient coordinates and each step ends on the space (`Space.step`).
     """
@@ -34,7 +35,7 @@ class FixedStep(Stepper):
         self.tableau, self.method = TABLEAUS[method], method
         # a last stage that is only the next step's first one is found again there
         count = len(self.tableau.b) - self.tableau.last_is_first
-        self._stages = list(zip(self.tableau.a[:count], self.tableau.c[:count], strict=True))
+        self._stages = list(zip(self.tableau.a[:count], self.tableau.c[:count], self.tableau.b[:count], strict=True))
         self.times = times_of(steps)
 
     def solve(
@@ -47,11 +48,12 @@ class FixedStep(Stepper):
         remember = getattr(field, "accepted", None)
         for t, s in itertools.pairwise(times):
             h, slopes, traces = s - t, [], []  # type: ignore[var-annotated]
-            for row, c in self._stages:
+            for row, c, b in self._stages:
                 at = x.new_full((), t + c * h)
                 point = x + _combined(row, slopes, h) if any(row) else x
-                if trace is None:
+                if trace is None or not b:  # a divergence that has no weight is not found
                     slopes.append(field(at, point))
+                    traces.append(None)  # type: ignore[arg-type]
                 else:
                     v, divergences = trace(at, point)
                     slopes.append(v)

@@ -190,7 +190,7 @@ def pairwise(combinations: list[dict[str, str]]) -> list[dict[str, str]]:
     """A small selection that holds every pair of parts which occurs in an allowed combination (greedy)."""
 
     def pairs(names: dict[str, str]) -> set[tuple[str, str, str, str]]:
-        return {(a, names[a], b, names[b]) for a, b in itertools.combinations(KINDS, 2)}
+        return {(a, names[a], b, names[b]) for a, b in itertools.combinations(names, 2)}
 
     open_pairs = set().union(*(pairs(names) for names in combinations))
     chosen: list[dict[str, str]] = []

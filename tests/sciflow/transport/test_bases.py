@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,13 +13,16 @@ from torch import Tensor
 import sciflow
 from sciflow.distributions import DiagonalNormal, MeanFreeNormal, StudentT
 from sciflow.errors import UserError
-from sciflow.flows import MaskedAffineFlow
+from sciflow.flows import MaskedAffineFlow, NeuralSplineFlow, Preprocessed
 from sciflow.networks.time_network import TimeNetwork
+from sciflow.preprocessing import Preprocessing
 from sciflow.training import Batch
 from sciflow.transport.bases import ConditionShift, Empirical, FlowBase, Shift
 from sciflow.transport.divergence import Hutchinson
 from sciflow.transport.flow import TransportFlow
 from sciflow.transport.objectives.flow_matching import FlowMatching
+from sciflow.transport.objectives.reflow import Reflow
+from sciflow.transport.reflow import reflow_pairs
 from sciflow.transport.spaces import MeanFreeSpace
 from sciflow.transport.steppers.fixed import FixedStep
 
@@ -114,6 +119,57 @@ def test_given_sources_take_the_place_of_the_base() -> None:
         optimiser.step()
     with torch.no_grad():
         assert (flow().data(source[:200]) - x[:200]).square().mean().sqrt() < 0.3  # of points 4.2 apart
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_given_sources_leave_no_draws_of_a_default_base(wrapped: bool, tmp_path) -> None:
+    """Trained from N(5, 1) to N(0, 1), the default normal base would be transported far from the data, with a density."""
+    source = torch.randn(512, 2) + 5.0
+    x = torch.randn(512, 2)
+    inner = TransportFlow(2, network={"hidden": (16,)}, stepper=FixedStep(4))
+    flow = Preprocessed(inner, features=Preprocessing(2).fit(x)) if wrapped else inner
+    flow().sample((3,))  # nothing has been said yet
+    sciflow.fit(flow, {"x": x, "source": source}, objective=FlowMatching(), epochs=2, validation=0.2, progress=False)
+    sciflow.save(flow, tmp_path / "flow")
+    for kind in (flow, sciflow.load(tmp_path / "flow"), copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert kind().data(source[:4]).shape == (4, 2)  # this is what was learned
+        kind().latent(x[:4])
+        calls = (lambda k=kind: k().sample((3,)), lambda k=kind: k().log_prob(x), lambda k=kind: k().rsample_and_log_prob(),
+                 lambda k=kind: sciflow.draw(k(), 3, density=False, progress=False),
+                 lambda k=kind: sciflow.draw(k.sampling(stepper=FixedStep(2))(), 3, progress=False))  # fmt: skip
+        for call in calls:
+            with pytest.raises(UserError, match=r"trained on given sources, .* Empirical\.from_data\(sources\)"):
+                call()
+    inside = Preprocessing(2).fit(x)(source)[0] if wrapped else source
+    said = flow.sampling(base=Empirical.from_data(inside))
+    assert said().sample((3,)).shape == (3, 2)
+    with pytest.raises(UserError, match="set of rows"):
+        said().log_prob(x)
+    dense = flow.sampling(base=FlowBase(NeuralSplineFlow(2, transforms=2, hidden=(4,)).double()))
+    assert bool(dense().log_prob(x[:4]).isfinite().all())
+    sciflow.save(dense, tmp_path / "dense")
+    torch.testing.assert_close(sciflow.load(tmp_path / "dense")().log_prob(x[:4]), dense().log_prob(x[:4]))
+    with pytest.raises(UserError, match="event shape"):
+        flow.sampling(base=DiagonalNormal(3))
+    with pytest.raises(UserError, match="trained on given sources"):
+        flow().sample()  # a copy with other sampling choices leaves this one as it was
+
+
+def test_sources_that_are_the_noise_or_have_a_chosen_base_change_nothing() -> None:
+    source, x = torch.randn(64, 2), torch.randn(64, 2)
+    for base, objective in ((DiagonalNormal(2), FlowMatching()), (None, Reflow())):
+        flow = TransportFlow(2, network={"hidden": (8,)}, base=base, stepper=FixedStep(2))
+        objective(flow, Batch(x, source=source))
+        assert flow.no_density is None and flow().sample().shape == (2,)
+    plain = TransportFlow(2, network={"hidden": (8,)}, stepper=FixedStep(2))
+    with pytest.raises(UserError, match="not base"):
+        plain.sampling(base=DiagonalNormal(2))
+    FlowMatching()(plain.eval(), Batch(x, source=source))  # looking at a loss is no training
+    assert plain.no_density is None
+    FlowMatching()(plain.train(), Batch(x, source=source))
+    with pytest.raises(UserError, match="no pairs of noise and data"):
+        reflow_pairs(plain, 4)
+    assert plain.to("meta").no_density is not None
 
 
 def test_heavy_tails() -> None:

@@ -368,6 +368,23 @@ def test_classes_exchange_nothing_and_are_optimal_inside() -> None:
     assert torch.equal(results[5][rows], results[0][rows]) and not torch.equal(results[5], results[0])
 
 
+def test_classes_as_floating_numbers_are_classes() -> None:
+    """0.0 and 1.0, one-hot rows, and a class beside a continuous entry: x0 never leaves its class."""
+    pair = make(96)
+    label = (torch.arange(96) % 2).double()
+    pair = pair._replace(x1=pair.x1 * 0.1 + 3 * label[:, None])  # far apart: exchange between classes would pay
+    rows = {tuple(row.tolist()): int(number) for row, number in zip(pair.x0, label, strict=True)}
+    free = torch.randn(96, 1, generator=torch.Generator().manual_seed(0)).double()
+    exact = WithinClasses(ExactOT())(pair._replace(condition=label)).x0
+    for condition in (label, label[:, None], torch.nn.functional.one_hot(label.long()).double()):
+        assert torch.equal(ConditionalOT()(pair._replace(condition=condition)).x0, exact)
+    for condition in (torch.cat((label[:, None], free), 1), {"class": label, "energy": free}):
+        x0 = ConditionalOT(0.3)(pair._replace(condition=condition)).x0
+        assert [rows[tuple(row.tolist())] for row in x0] == label.int().tolist() and not torch.equal(x0, pair.x0)
+    loose = ConditionalOT(0.9, discrete=False)(pair._replace(condition=label)).x0  # told that they are no classes
+    assert [rows[tuple(row.tolist())] for row in loose] != label.int().tolist()
+
+
 def test_unique_labels_leave_everything_in_place() -> None:
     pair = make(20)._replace(condition=torch.arange(20))
     assert torch.equal(ConditionalOT()(pair).x0, pair.x0)

@@ -282,6 +282,7 @@ def test_networks_train_average_and_come_back(network, tmp_path) -> None:
     )  # fmt: skip
     after = flow.state_dict()
     assert after["network.steps"] == 12  # buffers are not averaged: they are those of the last step
+    assert not before.pop("sources.flag") and not after["sources.flag"]  # no sources were given
     assert all(not torch.equal(after[name], value) for name, value in before.items())
     tree = sciflow.draw(flow(condition[:2]), 2, progress=False)
     assert tree["posterior"]["x"].shape == (1, 2, 2, *network.event_shape)

@@ -24,6 +24,7 @@ from sciflow.transport.objectives.piecewise import PiecewiseReflow
 from sciflow.transport.objectives.reflow import Reflow
 from sciflow.transport.objectives.split_mean_flow import SplitMeanFlow
 from sciflow.transport.pair import Bridge, Pair
+from sciflow.transport.paths.schedules import VariancePreserving
 from sciflow.transport.reflow import reflow_pairs
 from sciflow.transport.steppers.fixed import FixedStep
 from sciflow.transport.steppers.map_step import MapStep
@@ -110,6 +111,49 @@ def test_no_gradient_at_the_exact_average_velocity(name: str, power: float) -> N
     assert pulls().abs().max() > 8
 
 
+@pytest.mark.parametrize("name", [name for name in MAPS if "differences" not in name])
+@pytest.mark.parametrize("last", [0.0, 0.6, 1.0])
+def test_a_teacher_takes_the_variance_away(name: str, last: float) -> None:
+    """With the exact velocity from a teacher not only the mean gradient but the loss itself is 0 at the exact average."""
+    flow = _exact()
+    x = flow.network.mean + flow.network.sigma * torch.randn(300, 2, dtype=torch.float64)
+    objective = MAPS[name](teacher=_exact(), last=last)
+    assert objective(flow, Batch(x)).max() < 1e-12
+    assert MAPS[name](last=last)(flow, Batch(x)).mean() > 1e-2
+    nn.init.constant_(flow.network.off[2].bias, 0.2)
+    assert objective(flow, Batch(x)).mean() > 1e-3
+    assert not any(weight.requires_grad for weight in objective.parameters())
+    assert not objective.train().teacher.training
+
+
+def test_a_teacher_may_have_one_time_and_sees_the_condition() -> None:
+    """A row's velocity is what the teacher's own field says under that row's condition."""
+    teacher = TransportFlow(2, {"a": 1, "b": 2}, network={"hidden": (8,)})
+    student = TransportFlow(2, {"a": 1, "b": 2}, network={"hidden": (8,), "two_time": True})
+    condition = {"a": torch.randn(20, 1), "b": torch.randn(20, 2)}
+    x, t = torch.randn(20, 2), torch.rand(20)
+    bridge = Bridge(Pair(x, x, condition, None, None, student.encoder(condition)), t, x, torch.randn(20, 2))
+    objective = MeanFlow(teacher=teacher)
+    expected = teacher.field(teacher.encoder(condition))(t, x)
+    torch.testing.assert_close(objective.taught(student, bridge), expected.detach())
+    assert set(objective.state_dict()) == {f"teacher.{name}" for name in teacher.state_dict()}
+    assert objective(student, Batch(x, condition)).isfinite().all()
+
+
+class _Times(MeanFlow):
+    def residual(self, flow, bridge, s, u):
+        self.seen = bridge.t, s
+        return super().residual(flow, bridge, s, u)
+
+
+@pytest.mark.parametrize(("last", "far"), [(0.0, 0), (0.25, 20), (1.0, 80)])
+def test_the_last_part_of_the_jumps_ends_at_one(last: float, far: int) -> None:
+    objective = _Times(ratio=0.8, last=last)
+    objective(_exact(), Batch(torch.randn(100, 2, dtype=torch.float64)))
+    t, s = objective.seen
+    assert len(s) == 80 and bool((t < s).all()) and bool((s[:far] == 1).all()) and bool((s[far:] < 1).all())
+
+
 def test_alpha_flow_goes_from_the_velocity_to_mean_flow() -> None:
     flow, objective = _exact(), AlphaFlow(100, 300)
     flow.train()
@@ -194,14 +238,14 @@ def test_trains_conditions_masks_and_images(name: str, precision: str | None) ->
     x = torch.randn(96, 1, 3, 3)
     condition = {"a": torch.randn(96, 1), "b": torch.randn(96, 2)}
     mask = torch.rand(96, 1, 3, 3) < 0.7
-    before = {key: value.clone() for key, value in flow.state_dict().items()}
+    before = {key: value.detach().clone() for key, value in flow.named_parameters()}
     objective = OBJECTIVES[name](drop_condition=0.3)
     result = sciflow.fit(
         flow, {"x": x, "condition": condition, "mask": mask}, objective=objective, epochs=3, batch_size=40, precision=precision,
         validation=0.2, progress=False,
     )  # fmt: skip
     assert all(math.isfinite(record["loss"]) for record in result.history)
-    changed = {key for key, value in flow.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {key for key, value in flow.named_parameters() if not torch.equal(value, before[key])}
     assert changed == set(before)
     stepper = MapStep(2) if two_time else FixedStep(2, method="euler")
     draws = flow.sampling(stepper=stepper)({"a": torch.zeros(5, 1), "b": torch.zeros(5, 2)}, mask[:5]).sample()
@@ -240,6 +284,15 @@ def test_the_teacher_is_a_moving_average() -> None:
     expected = torch.cat([(p + 0.25).reshape(-1) for p in old])
     torch.testing.assert_close(objective.teacher.weights, expected)
     assert not any(p.requires_grad for p in objective.parameters())
+
+
+def test_consistency_as_published_is_the_rescaled_loss_times_the_square_of_what_is_left() -> None:
+    flow, x = TransportFlow(2, network={"hidden": (8,)}), torch.randn(50, 2)
+    t = torch.rand(50)
+    bridge = flow.path(Pair(torch.randn(50, 2), x), t, flow.space)
+    losses = [ConsistencyFlowMatching(2, strength=0.0, rescaled=rescaled).loss(flow, bridge) for rescaled in (False, True)]
+    left = ((2 * t).floor() + 1) / 2 - t
+    torch.testing.assert_close(losses[0], losses[1] * left**2)
 
 
 class _Shift(TimeNetwork):
@@ -367,6 +420,9 @@ def test_refusals() -> None:
         (lambda: MapStep((0.0, 0.5, 0.5, 1.0)), "increase from 0 to 1"),
         (lambda: MeanFlow(ratio=0.0), "ratio"),
         (lambda: MeanFlow(step=-1.0), "time step"),
+        (lambda: MeanFlow(last=1.5), "last"),
+        (lambda: MeanFlow(teacher=one_time, drop_condition=0.1), "without dropping"),
+        (lambda: MeanFlow(teacher=TransportFlow(2, path=VariancePreserving()))(two_time, batch), "teacher's path"),
         (lambda: AlphaFlow(5, 5), "positive number of steps"),
         (lambda: FlowMapDistillation("newton"), "lagrangian, eulerian"),
         (lambda: ConsistencyFlowMatching(2, gap=0.6), "gap"),

@@ -6,28 +6,37 @@ import pytest
 import torch
 from torch import nn
 
+import sciflow
 from sciflow.distributions import DiagonalNormal, StudentT
 from sciflow.errors import UserError
-from sciflow.flows import Dequantised, NeuralSplineFlow, Preprocessed
-from sciflow.networks import TimeMLP
+from sciflow.flows import Dequantised, LatentFlow, NeuralSplineFlow, Preprocessed
+from sciflow.networks import PrincipalComponents, TimeMLP
 from sciflow.training import Batch
 from sciflow.transport import (
     Adaptive,
+    AlphaFlow,
     Box,
     CategoricalEndpoint,
+    ClassifierFree,
+    Composed,
     ConditionalOT,
     ConditionShift,
+    ConsistencyFlowMatching,
     Endpoint,
     EndpointStep,
     ExactOT,
     FixedStep,
     FlowBase,
+    FlowMapDistillation,
     FlowMatching,
     Geodesic,
     Hutchinson,
+    LikelihoodFlowMatching,
     Linear,
     LocalFlow,
     MapStep,
+    MeanFlow,
+    PiecewiseReflow,
     Polynomial,
     Prefetched,
     PriorGuidance,
@@ -35,6 +44,8 @@ from sciflow.transport import (
     Rescheduled,
     Scheduled,
     SDEStep,
+    Shift,
+    SplitMeanFlow,
     Tilt,
     Torus,
     TransportFlow,
@@ -192,3 +203,84 @@ def test_a_changed_network_does_not_keep_the_trace_of_its_parent() -> None:
     jacobian = torch.autograd.functional.jacobian(lambda x: flow.to_latent(x, None, None)[0].sum(0), x).transpose(0, 1)
     torch.testing.assert_close(ladj, jacobian.slogdet()[1], atol=1e-4, rtol=0)
     assert TransportFlow(2, network=TimeMLP(2, hidden=(8,))).network.divergence_by_hand is not None
+
+
+@pytest.mark.parametrize("moved", ["noise", "data", "heavy-tailed noise"])
+def test_fixed_targets_need_noise_and_data_that_hold_still(moved: str) -> None:
+    """The target of few-step objectives has no gradient: that of a shift would be the half that makes the loss small."""
+    options: dict = {
+        "noise": {"base": ConditionShift(DiagonalNormal(2), 1)},
+        "data": {"target_shift": Shift(2, 1)},
+        "heavy-tailed noise": {"base": StudentT(2, trainable=True)},
+    }[moved]
+    flow = TransportFlow(2, 1, network=TimeMLP(2, 1, hidden=(8,), two_time=True), **options)
+    batch = Batch(torch.randn(8, 2), torch.randn(8, 1))
+    objectives = [
+        MeanFlow(), SplitMeanFlow(), AlphaFlow(end=4), FlowMapDistillation("lagrangian"), ConsistencyFlowMatching(),
+        PiecewiseReflow(TransportFlow(2, 1, network=SMALL), 2),
+    ]  # fmt: skip
+    for objective in objectives:
+        with pytest.raises(UserError, match=r"does not differentiate its target.*freeze it"):
+            objective(flow, batch)
+    assert FlowMatching()(flow, batch).shape == (8,)  # here it is learned
+    for part in (flow.base, flow.target_shift):
+        if part is not None:
+            part.requires_grad_(False)
+    for objective in objectives:
+        assert objective(flow, batch).shape == (8,)
+
+
+def test_the_likelihood_bound_is_one_of_a_diffusion_only() -> None:
+    batch = Batch(torch.randn(8, 2), torch.zeros(8, 1))
+    normal = TransportFlow(2, 1, network=SMALL)
+    assert LikelihoodFlowMatching()(normal, batch).shape == (8,)
+    with pytest.raises(UserError, match="standard normal, not StudentT"):
+        LikelihoodFlowMatching()(TransportFlow(2, 1, network=SMALL, base=StudentT(2)), batch)
+    with pytest.raises(UserError, match="knows nothing of the data, unlike that of ConditionalOT"):
+        LikelihoodFlowMatching(coupling=ConditionalOT())(normal, batch)
+    with pytest.raises(UserError, match="WeightedFlowMatching for sources"):
+        LikelihoodFlowMatching()(normal, batch._replace(source=batch.x.flip(0)))
+
+
+def test_guidance_that_moves_the_points_is_not_compared_with_what_does_not() -> None:
+    """Prior guidance scales the points on the way: the unconditional field at the same numbers is one of other points."""
+    flow = TransportFlow(2, 1, network=SMALL, unconditional=True, stepper=FixedStep(50, method="rk4"))
+    for weight in flow.parameters():
+        nn.init.normal_(weight, std=0.5)
+    free, prior = ClassifierFree(2.0), PriorGuidance(-0.3)
+    condition, z = torch.ones(4, 1), torch.randn(4, 2)
+    for wrong in ([prior, free], [Composed(prior, free)], [prior, Rescheduled(VariancePreserving()), free]):
+        with pytest.raises(UserError, match=r"ClassifierFree compares .* PriorGuidance\(strength=-0.3\) scales the points"):
+            flow.sampling(guidance=wrong)(condition).sample()
+    with pytest.raises(UserError, match="do not schedule it"):
+        flow.sampling(guidance=[Scheduled(prior, 0.5)])(condition).sample()
+    # the order that is right: scaled noise through the classifier-free field
+    right = flow.sampling(guidance=[free, prior])
+    torch.testing.assert_close(
+        right(condition).data(z), flow.sampling(guidance=[free])(condition).data(0.7 * z), atol=1e-5, rtol=0
+    )
+    for same in ([prior, ClassifierFree(1.0)], [PriorGuidance(0.0), free], [Rescheduled(VariancePreserving()), free]):
+        assert flow.sampling(guidance=same)(condition).sample().shape == (4, 2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "preprocessed", "latent", "dequantised", "two deep"])
+def test_rows_off_the_space_are_found_through_wrappers(kind: str) -> None:
+    inner = TransportFlow(2, network=SMALL, space=Box(-1.0, 1.0))
+    x = torch.rand(64, 2) - 0.5
+    x[7] = 3.0
+    if kind == "preprocessed":
+        inner = Preprocessed(inner)
+    elif kind == "latent":  # one row far away is more than 1 from the mean after standardisation
+        inner = LatentFlow(inner, PrincipalComponents(2, 2).fit(x)).calibrate(x)
+    elif kind == "dequantised":
+        x = torch.randint(0, 4, (64, 2)).double()
+        inner = Dequantised(inner, levels=4, scaling="logit")  # logits leave the box, an affine scale fills it
+    elif kind == "two deep":
+        inner = Preprocessed(Preprocessed(inner))
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"rows are no points of Box"):
+        sciflow.fit(inner, x, objective=FlowMatching(), epochs=1, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    if kind == "dequantised":
+        fits = Dequantised(TransportFlow(2, network=SMALL, space=Box(-1.0, 1.0)), levels=4)
+        sciflow.fit(fits, x, objective=FlowMatching(), epochs=1, progress=False)

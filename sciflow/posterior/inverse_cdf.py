@@ -1,0 +1,93 @@
+"""How uniforms become draws of those torch distributions that have no `icdf`: gamma, beta, Student, Dirichlet and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy import special
+from torch import Tensor
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    Independent,
+    StudentT,
+    TransformedDistribution,
+)
+
+from sciflow.errors import UserError
+from sciflow.store.source import source
+
+__all__ = ["inverse_of"]
+
+Inverse = Callable[[Tensor], Tensor]  # float64 uniforms (n, *batch, count) -> draws (n, *batch, *event)
+
+
+def inverse_of(distribution: Any) -> tuple[int, Inverse] | None:
+    """The number of uniforms per draw and the map from uniforms to draws; None if there is none.
+
+    Inverse distribution functions come from `scipy.special`, on the CPU; the rest from `sciflow.store.source`.
+
+    >>> count, inverse = inverse_of(Gamma(torch.tensor(1.0), torch.tensor(2.0)))
+    >>> inverse(torch.full((1, count), 0.5, dtype=torch.float64))
+    tensor([0.3466])
+    """
+    if isinstance(distribution, Independent):
+        inner = inverse_of(distribution.base_dist)
+        if inner is None:
+            return None
+        shape = distribution.event_shape[: distribution.reinterpreted_batch_ndims]
+        count, inverse = inner
+        return shape.numel() * count, lambda u: inverse(u.reshape(*u.shape[:-1], *shape, count))
+    if isinstance(distribution, Gamma):
+        return 1, _of(special.gammaincinv, lambda x: x / distribution.rate, distribution.concentration)
+    if isinstance(distribution, Beta):
+        return 1, _of(special.betaincinv, lambda x: x, distribution.concentration1, distribution.concentration0)
+    if isinstance(distribution, StudentT):
+        return 1, _of(special.stdtrit, lambda x: distribution.loc + distribution.scale * x, distribution.df)
+    if isinstance(distribution, Dirichlet):
+        return distribution.event_shape[0], _dirichlet(distribution)
+    if isinstance(distribution, TransformedDistribution) and not _has_source(distribution):
+        inner = inverse_of(distribution.base_dist)
+        if inner is None or distribution.event_shape.numel() != distribution.base_dist.event_shape.numel():
+            return None
+        return inner[0], lambda u: _transformed(distribution, inner[1](u))
+    if not _has_source(distribution):
+        return None
+    found = source(distribution)
+    return found.uniforms, lambda u: found.draw(u, False).x
+
+
+def _of(function: Any, after: Inverse, *parameters: Tensor) -> Inverse:
+    def inverse(u: Tensor) -> Tensor:
+        like = parameters[0]
+        values = function(*(p.detach().double().cpu().numpy() for p in parameters), u[..., 0].cpu().numpy())
+        return after(torch.as_tensor(values).to(like.device, like.dtype))
+
+    return inverse
+
+
+def _dirichlet(distribution: Dirichlet) -> Inverse:
+    def inverse(u: Tensor) -> Tensor:
+        concentration = distribution.concentration.detach()
+        gammas = special.gammaincinv(concentration.double().cpu().numpy(), u.cpu().numpy())
+        shares = torch.as_tensor(gammas).clamp_min(1e-300)
+        return (shares / shares.sum(-1, keepdim=True)).to(concentration.device, concentration.dtype)
+
+    return inverse
+
+
+def _transformed(distribution: TransformedDistribution, x: Tensor) -> Tensor:
+    for transform in distribution.transforms:
+        x = transform(x)
+    return x
+
+
+def _has_source(distribution: Any) -> bool:
+    try:
+        source(distribution)
+    except UserError:
+        return False
+    return True

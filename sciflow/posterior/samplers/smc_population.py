@@ -1,0 +1,81 @@
+"""Weighted particles of several independent runs: reweighting, resampling, evidence and ancestors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sciflow.posterior.log_evidence import Evidence
+from sciflow.posterior.randomness import Randomness
+from sciflow.posterior.resampling import systematic
+
+__all__ = ["Population", "conditional_share"]
+
+
+class Population:
+    """R independent runs of N particles: rows r * N ... (r + 1) * N - 1 belong to run r and are resampled among themselves.
+
+    The estimate of each Z is unbiased if the thresholds and kernels do not depend on the particles: the product over
+    resampling times of the mean weights.
+    """
+
+    def __init__(self, runs: int, particles: int, device: torch.device | str) -> None:
+        self.runs, self.particles = runs, particles
+        self.log_weight = torch.zeros(runs, particles, dtype=torch.float64, device=device)
+        self.log_evidence = torch.zeros(runs, dtype=torch.float64, device=device)  # of the steps before the last resampling
+        self.ancestor = torch.arange(particles, device=device).expand(runs, particles).clone()
+        self.sizes: list[Tensor] = []
+
+    def reweight(self, log_increment: Tensor) -> None:
+        """Multiply the weights by exp(log_increment), (R * N,)."""
+        value = torch.nan_to_num(log_increment.double(), nan=-torch.inf, posinf=-torch.inf)
+        self.log_weight = self.log_weight + value.reshape(self.runs, self.particles)
+        self.sizes.append(self.effective())
+
+    def effective(self) -> Tensor:
+        """Effective sizes (R,); 0 where all weights are."""
+        return (2 * self.log_weight.logsumexp(1) - (2 * self.log_weight).logsumexp(1)).exp().nan_to_num(0.0)
+
+    def resample(self, threshold: float, randomness: Randomness) -> Tensor | None:
+        """Rows (R * N,) to take, or None if no run is below `threshold` * N effective particles; others keep theirs."""
+        uniform = randomness.uniform(self.runs, 1)[:, 0]
+        due = (self.effective() < threshold * self.particles) & (self.log_weight > -torch.inf).any(1)
+        if not bool(due.any()):
+            return None
+        index = torch.arange(self.particles, device=due.device).expand(self.runs, -1).clone()
+        for run in due.nonzero()[:, 0].tolist():
+            index[run] = systematic(self.log_weight[run].softmax(0), self.particles, uniform[run])
+            self.log_evidence[run] += self._log_mean()[run]
+            self.log_weight[run] = 0.0
+        self.ancestor = self.ancestor.gather(1, index)
+        return (index + torch.arange(self.runs, device=due.device)[:, None] * self.particles).flatten()
+
+    def _log_mean(self) -> Tensor:
+        return self.log_weight.logsumexp(1) - torch.log(torch.tensor(float(self.particles), dtype=torch.float64))
+
+    def log_values(self) -> Tensor:
+        """log of the estimated Z of each run (R,)."""
+        return self.log_evidence + self._log_mean()
+
+    def evidence(self, method: str) -> Evidence:
+        """Over the runs."""
+        return Evidence.from_replicates(self.log_values().tolist(), method)
+
+    def final_weight(self) -> Tensor:
+        """Log-weights (R, N) of all particles of all runs: each run counts by its estimate of Z."""
+        return self.log_weight + self.log_evidence[:, None]
+
+    def ancestors(self) -> float:
+        """Mean number over the runs of first particles that still have descendants with weight."""
+        alive = [len(a[w > -torch.inf].unique()) for a, w in zip(self.ancestor, self.log_weight, strict=True)]
+        return sum(alive) / len(alive)
+
+
+def conditional_share(log_weight: Tensor, log_increment: Tensor) -> Tensor:
+    """The conditional effective share in [1/N, 1] of an increment for weights (N,): 1 where it is constant.
+
+    Source: Towards automatic model comparison, Zhou, Johansen and Aston 2016, arXiv 1303.3123.
+    """
+    weight = log_weight.log_softmax(0)
+    first, second = (weight + log_increment).logsumexp(0), (weight + 2 * log_increment).logsumexp(0)
+    return (2 * first - second).exp().nan_to_num(0.0)

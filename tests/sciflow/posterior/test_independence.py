@@ -1,0 +1,61 @@
+"""Chains with global proposals: exact whatever the proposal is, and honest where it is bad."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sciflow.errors import UserError
+from sciflow.flows import NeuralSplineFlow
+from sciflow.posterior import Problem
+from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
+from sciflow.posterior.samplers.independence import Independence
+from sciflow.posterior.samplers.local import Local
+from sciflow.transport.divergence import Hutchinson
+from sciflow.transport.flow import TransportFlow
+
+from .moments import OPERATORS, gaussian_problem, moment_p_value, moment_values
+
+
+@pytest.mark.parametrize("local", [None, Local("walk"), Local("hamiltonian")], ids=["alone", "walk", "hamiltonian"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_moments(operator, local):
+    """A proposal with a wrong mean and 1.2 times the width; joint test of moments, false alarm 1 % per case."""
+    exact = gaussian_problem(operator)
+    covariance = exact.posterior.covariance()
+    proposal = GaussianMixtureFlow(exact.posterior.mean()[None] + 0.1, 1.44 * covariance[None])
+    sampler = Independence(proposal, local=local, moves=2, chains=128, warmup=100 if local is None else 40)
+    found = sampler(exact.problem, 80 if local is None else 40)
+    assert moment_p_value(moment_values(found.x, exact.posterior.mean(), covariance)) > 0.01
+    assert torch.allclose(found.log_prob.flatten(), exact.problem.log_prob(found.rows))
+    assert torch.allclose(found.log_proposal.flatten(), proposal().log_prob(found.rows))
+    assert found.statistics["global_acceptance"] > 0.3
+
+
+def test_prior_proposals_in_a_bounded_problem():
+    """Beta(2, 4) from a uniform prior by its own draws; mean within 6 standard errors over chains."""
+    prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(1), torch.ones(1)), 1)
+    problem = Problem(prior, likelihood=lambda x: (x.log() + 3 * (-x).log1p()).sum(-1))
+    for local in (None, Local("langevin")):
+        found = Independence(chains=16, local=local, warmup=50)(problem, 100)
+        assert bool(((found.x > 0) & (found.x < 1)).all())
+        assert abs(float(found.mean()) - 1 / 3) < 6 * float(found.x.mean(1).std()) / 4
+        assert torch.allclose(found.log_proposal, torch.zeros(16, 100), atol=1e-4)
+
+
+def test_a_proposal_that_misses_a_mode_is_seen_by_local_moves():
+    """Chains that walk into the narrow proposal's tails stay there: k-hat, longest stay or R-hat warn."""
+    exact = LinearGaussian(GaussianMixtureFlow([[0.0, 0.0]], 1.0), [[1.0, 0.0]], 1.0, [0.0])
+    narrow = GaussianMixtureFlow([[0.0, 0.0]], 0.05)
+    found = Independence(narrow, local=Local("langevin"), moves=1, chains=8, warmup=60)(exact.problem, 200)
+    assert found.certificate.verdict != "passed"
+    assert found.statistics["longest_stay"] > 0.1 or found.statistics["k_hat"] > 0.7
+
+
+def test_random_densities_and_wrong_shapes_are_refused():
+    exact = gaussian_problem("identity")
+    noisy = TransportFlow(10, network={"hidden": (8,)}, divergence=Hutchinson(1))
+    with pytest.raises(UserError, match="random error"):
+        Independence(noisy)(exact.problem, 10)
+    with pytest.raises(UserError, match="event shape"):
+        Independence(NeuralSplineFlow(3, transforms=2))(exact.problem, 10)
