@@ -127,7 +127,9 @@ class Certificate:
             tests = [Test(**{key: entry for key, entry in test.items() if key in known}) for test in content["tests"]]
             found = cls(tests, content["scope"], content["subject"], content["context"], content["figures"])
             stated = content["verdict"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the certificate is damaged: {type(error).__name__} {error}") from error
         if stated != found.verdict:
             raise UserError(f"the certificate says {stated!r} but its tests say {found.verdict!r}: it was altered")

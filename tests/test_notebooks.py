@@ -36,7 +36,7 @@ def text_of(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["physics_sim_to_data.ipynb", "transport_five_methods.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == ["physics_sim_to_data", "posterior_oscillator", "transport_five_methods"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -51,6 +51,12 @@ def test_physics_runs_on_the_embedded_pair(tmp_path, monkeypatch):
     monkeypatch.delenv("SCIFLOW_DATA", raising=False)
     text = text_of(execute(FOLDER / "physics_sim_to_data.ipynb", tmp_path, monkeypatch))
     assert "embedded pair" in text and "auc_excess" in text and "closure.html" in text
+
+
+def test_posterior_runs_with_a_short_training(tmp_path, monkeypatch):
+    text = text_of(execute(FOLDER / "posterior_oscillator.ipynb", tmp_path, monkeypatch))
+    assert "log-likelihood" in text and "k-hat" in text and "R-hat" in text and "verdict:" in text
+    assert (tmp_path / "oscillator.nc").is_file()
 
 
 def test_transport_runs_with_a_short_training(tmp_path, monkeypatch):

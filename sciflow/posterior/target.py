@@ -64,13 +64,15 @@ class Target(ABC):
         """
         if bool(values.isfinite().any()):
             return
-        invalid = int(float(self.bad_values)) + int(values.isnan().sum())
-        reason = (
-            f"{invalid} values were NaN or +inf, look for a division or a logarithm in the likelihood"
-            if invalid
-            else "the prior does not cover the observation, look at its bounds, at units, and at a noise that is too small"
-        )
-        raise UserError(f"none of {values.numel()} {what} has a density > 0: {reason}")
+        invalid = int(values.isnan().sum())
+        raise UserError(f"none of {values.numel()} {what} has a density > 0: {self.why_nothing(invalid)}")
+
+    def why_nothing(self, invalid: int = 0) -> str:
+        """Why the density is 0 everywhere, for messages; `invalid` counts NaN beside those that `numbers` has seen."""
+        invalid += int(float(self.bad_values))
+        if invalid:
+            return f"{invalid} values were NaN or +inf, look for a division or a logarithm in the likelihood"
+        return "the prior does not cover the observation, look at its bounds, at units, and at a noise that is too small"
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p~(x) (B,) and its gradient (B, *event), both detached."""
@@ -179,6 +181,9 @@ class Unconstrained(Target):
 
     def check_covered(self, values: Tensor, what: str = "starting points") -> None:
         self.inner.check_covered(values, what)
+
+    def why_nothing(self, invalid: int = 0) -> str:
+        return self.inner.why_nothing(invalid)
 
     def __repr__(self) -> str:
         return f"Unconstrained({self.inner!r})"

@@ -14,6 +14,7 @@ from sciflow.errors import UserError
 
 __all__ = ["EffectiveSize", "NoEffectiveDraws", "effective_size", "pareto_k", "smoothed", "weight_tests"]
 
+_NOTHING = -math.log(np.finfo(float).tiny)
 _PSIS = "Pareto smoothed importance sampling, Vehtari et al. 2015, arXiv 1507.02646"
 
 
@@ -46,7 +47,8 @@ def pareto_k(log_weight: Tensor) -> float:
 
     Source: Pareto smoothed importance sampling, Vehtari et al. 2015, arXiv 1507.02646.
 
-    >>> pareto_k(torch.linspace(0, 1, 1000).logit().nan_to_num(0)) < 1.3
+    >>> u = (torch.arange(1000) + 0.5) / 1000
+    >>> abs(pareto_k(-0.5 * u.log()) - 0.5) < 0.1  # weights u^-1/2
     True
     """
     return _smooth(log_weight)[1]
@@ -68,6 +70,7 @@ def _smooth(log_weight: Tensor) -> tuple[Tensor, float]:
     present = values > -torch.inf
     if len(values) < 25 or int(present.sum()) == 0:
         return values, math.nan
+    present &= values > values.max() - _NOTHING  # the others are 0 beside the largest: a tail of zeros has no shape
     if int(present.sum()) <= min(0.2 * len(values), 3 * len(values) ** 0.5):
         return values, math.inf  # all positive weights are in the tail: there is nothing it could be the tail of
     spread = values[present].max() - values[present].min()

@@ -40,6 +40,7 @@ _WEIGHTED = (
     "weighted draws: ArviZ ignores sample_stats/log_weight, so its means, intervals and plots are those of the proposal; "
     "use to_tree(result, equal_weights=True)"
 )
+_FILES = (".h5", ".hdf5", ".nc4", ".cdf", ".csv", ".json", ".npz", ".npy", ".parquet", ".root", ".pt", ".html")
 _ESTIMATE = "an estimate: these draws are not the posterior's, in no limit of computation"
 
 
@@ -152,6 +153,8 @@ def write(result: Result | xarray.DataTree, path: str | Path, **options: Any) ->
         raise UserError(f"{path}: the draws have no certificate: nothing is written without one")
     if path.suffix == ".nc":
         return to_netcdf(tree, path)
+    if path.suffix in _FILES:
+        raise UserError(f"{path}: draws are written as netCDF (a path ending in .nc) or as a Zarr folder (such as draws.zarr)")
     if path.exists() and not is_draws(path):
         raise UserError(f"{path} exists and holds no draws: it is not overwritten, give another path")
     beside = temporary(path)

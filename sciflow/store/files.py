@@ -24,16 +24,16 @@ def to_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
     """Write a tree of draws as netCDF-4 through h5netcdf, whole or not at all; complex values get a trailing dimension.
 
     netCDF has no complex numbers: such a variable becomes real with a last dimension `real_imag` (coordinates "real",
-    "imag") and the attribute `complex_dtype`, which `read_draws` undoes. The tree is loaded into memory.
+    "imag") and the attribute `complex_dtype`, which `read_draws` undoes. Tree and file are built in memory: HDF5 crashes the
+    process if the disk is full while it writes.
 
     Raises `UserError` if the file cannot be written.
     """
     path = Path(path)
     try:
         with replacing(path) as beside:
-            plain = tree.map_over_datasets(_split)
-            plain.to_netcdf(beside, engine="h5netcdf")
-    except (OSError, RuntimeError) as error:  # closing a file on a full disk is a RuntimeError of HDF5
+            beside.write_bytes(tree.map_over_datasets(_split).to_netcdf(None, engine="h5netcdf"))
+    except OSError as error:
         raise UserError(f"{path}: the draws cannot be written: {reason(error)}") from error
     return path
 

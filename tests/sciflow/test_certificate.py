@@ -125,6 +125,7 @@ def altered(**changes) -> str:
         (altered(version=None), "version None"),
         (altered(tests=[{}]), "damaged"),
         (altered(tests=None), "damaged"),
+        (altered(tests=[{"name": "a", "value": "high"}]), "damaged: ValueError could not convert"),
         (altered(context=3), "damaged|context"),
         (altered(verdict="failed"), "altered"),
     ],

@@ -675,3 +675,28 @@ def test_draws_that_are_not_finite_are_counted(tmp_path, where: str) -> None:
     with pytest.raises(UserError, match=r"draws 0 to 99: \d+ of 100 are not finite"):
         draw(target, 200, chunk=100, path=path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_take_the_process_with_it(tmp_path):
+    """HDF5 that runs out of space while it writes leaves objects behind whose end is a segmentation fault."""
+    script = """
+import gc, resource, signal, sys
+import numpy as np, xarray
+from sciflow.errors import UserError
+from sciflow.store import to_netcdf
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+draws = xarray.Dataset({"x": (["chain", "draw", "feature"], np.random.default_rng(0).normal(size=(4, 1000, 5)))})
+try:
+    to_netcdf(xarray.DataTree.from_dict({"/": xarray.Dataset(attrs={"a": "b"}), "posterior": draws}), sys.argv[1])
+except UserError as error:
+    print(error)
+gc.collect()
+print("alive")
+"""
+    path = tmp_path / "draws.nc"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "draws cannot be written: File too large" in done.stdout and done.stdout.endswith("alive\n")
+    assert not list(tmp_path.iterdir())

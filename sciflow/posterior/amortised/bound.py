@@ -20,6 +20,7 @@ __all__ = ["BoundPosterior"]
 
 _ROUNDS = 100  # of drawing again what was rejected
 _ROWS = 4096
+_ROWS_INTEGRATED = 256  # many evaluations of one network: its activations stay in the cache
 
 
 class BoundPosterior:
@@ -56,6 +57,10 @@ class BoundPosterior:
         return not any(isinstance(flow, TransportFlow) for flow in self.posterior.members)
 
     @property
+    def _rows(self) -> int:
+        return _ROWS if self.cheap_density else _ROWS_INTEGRATED
+
+    @property
     def no_density(self) -> str | None:
         """Why there is no density; None if there is one."""
         return next((flow.no_density for flow in self.posterior.members if flow.no_density), None)
@@ -65,7 +70,7 @@ class BoundPosterior:
         """theta (B, D), float64, and log q (B,) if asked for."""
         if uniform.shape[-1] != self.uniforms:
             raise ValueError(f"uniform has shape {tuple(uniform.shape)}, expected (..., {self.uniforms})")
-        pieces = [self._drawn(piece, density) for piece in uniform.reshape(-1, self.uniforms).split(_ROWS)]
+        pieces = [self._drawn(piece, density) for piece in uniform.reshape(-1, self.uniforms).split(self._rows)]
         theta = torch.cat([piece[0] for piece in pieces])
         log_q = torch.cat([piece[1] for piece in pieces]) if density else None  # type: ignore[misc]
         shape = uniform.shape[:-1]
@@ -77,7 +82,7 @@ class BoundPosterior:
         if theta.shape[-1:] != self.event_shape:
             raise ValueError(f"theta has shape {tuple(theta.shape)}, expected (..., {self.event_shape[0]})")
         rows = theta.reshape(-1, *self.event_shape)
-        found = torch.cat([self._log_prob(piece) for piece in rows.split(_ROWS)]) if len(rows) else rows.new_zeros(0)
+        found = torch.cat([self._log_prob(piece) for piece in rows.split(self._rows)]) if len(rows) else rows.new_zeros(0)
         return found.reshape(theta.shape[:-1])
 
     def sample(self, shape: Any = ()) -> Tensor:

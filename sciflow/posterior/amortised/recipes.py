@@ -102,7 +102,7 @@ class JointRecipe(Recipe):
     Source: All-in-one simulation-based inference, Gloeckler et al. 2024, arXiv 2404.09636.
     """
 
-    defaults = {"epochs": 300, "batch_size": 128, "learning_rate": 1e-3, "ema": 0.999, "weight_decay": 1e-2, "warmup": 300}  # noqa: RUF012
+    defaults = {"epochs": 150, "batch_size": 128, "learning_rate": 1e-3, "ema": 0.999, "weight_decay": 1e-2, "warmup": 300}  # noqa: RUF012
     tokens = True
 
     def __init__(

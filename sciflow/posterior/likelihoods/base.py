@@ -13,7 +13,7 @@ from sciflow.errors import UserError
 from sciflow.posterior.constants import constant, matched
 from sciflow.recorded import Recorded
 
-__all__ = ["AdditiveNoise", "Elementwise", "Likelihood", "positive", "standing"]
+__all__ = ["AdditiveNoise", "Elementwise", "Likelihood", "positive", "shown", "standing"]
 
 
 class Likelihood(nn.Module, Recorded, ABC):
@@ -99,6 +99,16 @@ class AdditiveNoise(Elementwise):
 
     def check(self, y: Tensor) -> None:
         standing(self, self._name, self._scale, y)
+
+    def extra_repr(self) -> str:
+        return f"{self._name}={shown(self._scale)}"
+
+
+def shown(value: Tensor) -> str:
+    """A constant for a repr: its number, or shape and range."""
+    if value.numel() == 1:
+        return f"{float(value):.6g}"
+    return f"{tuple(value.shape)} from {float(value.min()):.6g} to {float(value.max()):.6g}"
 
 
 def positive(owner: Any, name: str, value: Any) -> Tensor:

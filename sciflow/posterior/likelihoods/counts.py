@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.posterior.constants import constant, matched
-from sciflow.posterior.likelihoods.base import Elementwise, positive, standing
+from sciflow.posterior.likelihoods.base import Elementwise, positive, shown, standing
 
 __all__ = ["Bernoulli", "Poisson"]
 
@@ -70,6 +70,9 @@ class Poisson(Elementwise):
             above = above & (middle > low)
             low, high = torch.where(above, low, torch.where(middle > low, middle, low)), torch.where(above, middle, high)
         return high.to(prediction.dtype)
+
+    def extra_repr(self) -> str:
+        return f"gain={shown(self.gain)}, background={shown(self.background)}"
 
     def check(self, y: Tensor) -> None:
         standing(self, "gain", self.gain, y)

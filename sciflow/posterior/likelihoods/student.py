@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sciflow.posterior.constants import matched
-from sciflow.posterior.likelihoods.base import AdditiveNoise, positive, standing
+from sciflow.posterior.likelihoods.base import AdditiveNoise, positive, shown, standing
 
 __all__ = ["Laplace", "Student"]
 
@@ -51,6 +51,9 @@ class Student(AdditiveNoise):
     def check(self, y: Tensor) -> None:
         super().check(y)
         standing(self, "freedom", self.freedom, y)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, freedom={shown(self.freedom)}"
 
 
 class Laplace(AdditiveNoise):

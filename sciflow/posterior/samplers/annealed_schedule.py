@@ -61,7 +61,8 @@ def pilot(
         ratio = bridge.value(u)[1].double()
         if not bool((ratio > -torch.inf).any()):
             raise NoEffectiveDraws(
-                f"no effective draws: the target is 0 at all {len(u)} draws of the base; give a base that covers the target"
+                f"no effective draws: the target is 0 at all {len(u)} draws of the base ({bridge.target.why_nothing()}); "
+                "give a base that covers the target"
             )
         following = _next(ratio, beta, share) if given is None else given[len(found)]
         if len(found) >= _MOST:

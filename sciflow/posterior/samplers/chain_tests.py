@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from sciflow.certificate import Test
@@ -32,7 +33,11 @@ def markov_tests(found: Result, *, least: float = LEAST) -> list[Test]:
              description="largest over parameters, in posterior standard deviations")
     )  # fmt: skip
     density = found.log_likelihood if found.log_prob is None else found.log_prob
-    if density is not None and found.x.shape[0] > 1:
+    lost = 0.0 if density is None else float((density == -torch.inf).double().mean())
+    if lost:
+        text = "share of draws: of chains that have not come to the target from where they started"
+        tests.append(Test("draws of density 0", lost, 0.0, "<=", description=text))
+    if density is not None and found.x.shape[0] > 1 and not lost:
         value = float(split_r_hat(density))
         tests.append(Test("R-hat of the log-density", value, 1.05, "<=", severity="warn"))
     for name, text in _REPORTED.items():

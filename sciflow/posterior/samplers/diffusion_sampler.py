@@ -20,7 +20,7 @@ from sciflow.posterior.result import Posterior, Result
 from sciflow.posterior.samplers.diffusion_paths import Control, Paths, variances
 from sciflow.posterior.samplers.whitening import Whitened, pooled_root
 from sciflow.posterior.target import Target, Unconstrained
-from sciflow.posterior.weights import effective_size, pareto_k, weight_tests
+from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, weight_tests
 from sciflow.training.progress import ProgressBar
 
 __all__ = ["DiffusionSampler"]
@@ -86,8 +86,14 @@ class DiffusionSampler(Sampler):
         statistics = {"k_hat": pareto_k(log_w), "effective": effective_size(log_w).size}
         if self.check is not None:
             statistics["forward_share"] = self._forward(paths, space, randomness.child("check"))
-        return Result(x[None], log_w[None], (log_p - ladj)[None], evidence=evidence, statistics=statistics,
-                      traces={"loss": losses})  # fmt: skip
+        result = Result(x[None], log_w[None], (log_p - ladj)[None], evidence=evidence, statistics=statistics,
+                        traces={"loss": losses})  # fmt: skip
+        if not bool((log_w > -torch.inf).any()):
+            raise NoEffectiveDraws(
+                f"no effective draws: all {draws} paths have weight 0; give a base that covers the target, or train for longer "
+                "(what was computed is in the error's `result`)", result,
+            )  # fmt: skip
+        return result
 
     def _paths(self, space: Unconstrained, target: Target, randomness: Randomness) -> Paths:
         base = self.base if self.base is not None else getattr(target, "prior", None)

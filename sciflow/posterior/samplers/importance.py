@@ -18,7 +18,7 @@ from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.resampling import systematic
 from sciflow.posterior.result import Posterior, Result
 from sciflow.posterior.samplers.proposal import as_proposal
-from sciflow.posterior.samplers.proposal_coverage import escaping
+from sciflow.posterior.samplers.proposal_coverage import coverage_tests, escaping
 from sciflow.posterior.target import Target
 from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, smoothed, weight_tests
 
@@ -130,17 +130,7 @@ class Importance(Sampler):
             share = 1 - found.statistics["distinct"] / found.x.shape[1]
             tests.append(Test("share of duplicates", share, 0.05, "<=", severity="warn",
                               description="draws that were resampled before: propose a larger multiple"))  # fmt: skip
-        if "escaped" in found.statistics:
-            tests.append(
-                Test("draws that leave the proposal", found.statistics["escaped"], 0.05, "<=",
-                     description="share of draws that a few Metropolis steps lead to weights above all that were proposed")
-            )  # fmt: skip
-        if "missed" in found.statistics:
-            tests.append(
-                Test("prior mass above all weights", found.statistics["missed"], 0.05, "<=",
-                     description="share of the posterior, as prior draws know it, where weights exceed all that were proposed")
-            )  # fmt: skip
-        return tests
+        return [*tests, *coverage_tests(found)]
 
 
 def _log_mean(log_w: Tensor) -> float:
@@ -153,6 +143,6 @@ def _nothing(proposal: Any, rows: int, result: Result, target: Target) -> NoEffe
     kind = f"{proposal!r}"
     kind = kind if len(kind) < 100 else type(proposal).__name__
     return NoEffectiveDraws(
-        f"no effective draws: all {rows} weights are 0, {kind} does not reach the target; "
+        f"no effective draws: all {rows} weights are 0, {kind} does not reach the target ({target.why_nothing()}); "
         "give a proposal that covers it (what was computed is in the error's `result`)", kept,
     )  # fmt: skip

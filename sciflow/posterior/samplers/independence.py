@@ -16,6 +16,7 @@ from sciflow.posterior.samplers.jumps import InData, Jumps, Mixed, mixed
 from sciflow.posterior.samplers.local import Local
 from sciflow.posterior.samplers.markov import figures_of, in_data
 from sciflow.posterior.samplers.proposal import as_proposal
+from sciflow.posterior.samplers.proposal_coverage import coverage_tests, escaping
 from sciflow.posterior.samplers.walker import Walker
 from sciflow.posterior.target import Target, Unconstrained
 from sciflow.posterior.weights import pareto_k
@@ -39,6 +40,7 @@ class Independence(Sampler):
         warmup: rounds that are thrown away.
         thin: rounds per draw.
         least: bulk and tail effective size below which the certificate warns.
+        coverage: as for `Importance`; without local moves chains never leave what the proposal reaches.
 
     Source: Markov chains for exploring posterior distributions, Tierney 1994.
 
@@ -51,15 +53,17 @@ class Independence(Sampler):
 
     def __init__(
         self, proposal: Any = None, *, local: Local | None = None, moves: int = 3, chains: int = 8, warmup: int = 200,
-        thin: int = 1, least: float = 400.0,
+        thin: int = 1, least: float = 400.0, coverage: int = 20,
     ) -> None:  # fmt: skip
         self.proposal, self.local, self.least = proposal, local, least
         self.moves, self.chains = integer("moves", moves, 1, 2**20), integer("chains", chains, 1, 2**30)
         self.warmup, self.thin = integer("warmup", warmup, 0, 2**30), integer("thin", thin, 1, 2**30)
+        self.coverage = integer("coverage", coverage, 0, 2**20)
 
     def run(self, target: Target, draws: int, randomness: Randomness, *, progress: bool) -> Result:
         space = Unconstrained(target)
-        source = InData(as_proposal(self.proposal, target), space)
+        proposal = as_proposal(self.proposal, target)
+        source = InData(proposal, space)
         jumps = Jumps(source, space, self.chains, randomness.child("proposals"))
         chain = Mixed(jumps, jumps.next(), None, self.moves, randomness.child("jumps"))
         for _ in range(self.warmup if self.local is None else max(10, self.warmup // 4)):
@@ -71,10 +75,21 @@ class Independence(Sampler):
                 chain.round()
             chain.walker.reset()
         chain.reset()
-        return finished(space, chain, draws, self.thin, progress)
+        found = finished(space, chain, draws, self.thin, progress)
+        if self.local is not None or not self.coverage:
+            return found
+        # draws count alike, but for chains that never came to the target
+        assert found.log_prob is not None
+        alive = torch.where(found.log_prob.flatten() > -torch.inf, 0.0, -torch.inf).double()
+        if not bool((alive == 0).any()):
+            return found
+        top = found.traces["proposed_log_weight"].double().max()
+        figures = escaping(proposal, target, found.rows, alive, self.coverage, randomness.child("coverage"), top=top)
+        return Result(**{**vars(found), "statistics": {**found.statistics, **figures}})
 
     def tests(self, found: Posterior, target: Any) -> list[Test]:
-        return [*markov_tests(found, least=self.least), *jump_tests(found, alone=self.local is None)]
+        return [*markov_tests(found, least=self.least), *jump_tests(found, alone=self.local is None),
+                *coverage_tests(found)]  # fmt: skip
 
 
 def finished(space: Any, chain: Mixed, draws: int, thin: int, progress: bool) -> Result:

@@ -5,29 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sciflow.certificate import Test
 from sciflow.posterior.moves import State, random_walk
 from sciflow.posterior.problem import Problem
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.resampling import systematic
+from sciflow.posterior.result import Result
 from sciflow.posterior.samplers.proposal import Proposal
 from sciflow.posterior.target import Target
 
-__all__ = ["escaping"]
+__all__ = ["coverage_tests", "escaping"]
 
 _ROWS, _PRIOR = 256, 2000
 
 
 @torch.no_grad()
 def escaping(
-    proposal: Proposal, target: Target, x: Tensor, log_w: Tensor, moves: int, randomness: Randomness
-) -> dict[str, float]:
+    proposal: Proposal, target: Target, x: Tensor, log_w: Tensor, moves: int, randomness: Randomness, *,
+    top: Tensor | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Shares of the target above the largest weight that was proposed.
 
     `escaped`: resampled draws take Metropolis steps, which leave the target invariant. Were it covered, hardly any would come
     to a weight beyond all of N proposals; where the proposal ends too early, many do. `missed`: the posterior mass of such
     places as weighted prior draws know it, given if at least 20 of those are effective.
+
+    Arguments:
+        x, log_w: draws with their weights.
+        top: the largest log p~ / q that was proposed; of `log_w` if None.
     """
-    top = log_w.max()
+    top = log_w.max() if top is None else top
     rows = min(_ROWS, len(x))
     index = systematic(log_w.softmax(0), rows, randomness.uniform(1, 1)[0, 0])
     wide = (-1,) + (1,) * (x.dim() - 1)
@@ -52,6 +59,22 @@ def escaping(
                 log_p = target.log_prior(y) + likelihood
                 found["missed"] = _share(target, proposal, y, log_p, top, share)
     return found
+
+
+def coverage_tests(found: Result) -> list[Test]:
+    """Of the shares that `escaping` has found, where it was asked."""
+    tests = []
+    if "escaped" in found.statistics:
+        tests.append(
+            Test("draws that leave the proposal", found.statistics["escaped"], 0.05, "<=",
+                 description="share of draws that a few Metropolis steps lead to weights above all that were proposed")
+        )  # fmt: skip
+    if "missed" in found.statistics:
+        tests.append(
+            Test("prior mass above all weights", found.statistics["missed"], 0.05, "<=",
+                 description="share of the posterior, as prior draws know it, where weights exceed all that were proposed")
+        )  # fmt: skip
+    return tests
 
 
 def _share(target: Target, proposal: Proposal, x: Tensor, log_p: Tensor, top: Tensor, share: Tensor | None) -> float:

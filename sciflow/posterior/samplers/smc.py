@@ -89,7 +89,8 @@ class TemperedSMC(Sampler):
         distinct = len(torch.unique(u.reshape(len(u), -1), dim=0)) / len(u)
         statistics = {
             "temperatures": float(len(schedule.betas)), "ancestors": population.ancestors(), "distinct": distinct,
-            "moved": float(moved.double().mean()), "acceptance": float(torch.stack(acceptances).min()),
+            "families": population.families(), "moved": float(moved.double().mean()),
+            "acceptance": float(torch.stack(acceptances).min()),
         }  # fmt: skip
         # -inf densities at the end can only be where no particle ever had weight
         shape = (self.runs, draws)

@@ -70,6 +70,20 @@ class Population:
         alive = [len(a[w > -torch.inf].unique()) for a, w in zip(self.ancestor, self.log_weight, strict=True)]
         return sum(alive) / len(alive)
 
+    def families(self) -> float:
+        """1 / sum of squared weights of families, which are the descendants of one first particle, over all runs.
+
+        Members of a family owe their place to one draw: a weighted mean over particles, and Z, are known no better than
+        from so many independent draws, until moves have made members forget where they came from.
+
+        Source: A general theory of particle filters in hidden Markov models, Chan and Lai 2013, arXiv 1312.5114; Variance
+        estimation in the particle filter, Lee and Whiteley 2018, arXiv 1509.00394.
+        """
+        weight = self.final_weight().flatten().softmax(0)
+        row = torch.arange(self.runs, device=weight.device)[:, None] * self.particles + self.ancestor
+        size = torch.zeros_like(weight).index_add_(0, row.flatten(), weight)
+        return float(1 / size.square().sum())
+
 
 def conditional_share(log_weight: Tensor, log_increment: Tensor) -> Tensor:
     """The conditional effective share in [1/N, 1] of an increment for weights (N,): 1 where it is constant.

@@ -48,4 +48,7 @@ def chain_starts(start: Any, target: Target, chains: int, randomness: Randomness
         if not bool(bad.any()):
             return x
         x = torch.where(bad.reshape(-1, *[1] * (x.dim() - 1)), prior.draw(chains, randomness).to(target.dtype), x)
-    raise UserError(f"the density is 0 at {int(bad.sum())} of {chains} starts after {_ROUNDS} draws each: give better starts")
+    nothing = f": {target.why_nothing()}" if bool(bad.all()) else ""
+    raise UserError(
+        f"the density is 0 at {int(bad.sum())} of {chains} starts after {_ROUNDS} draws each{nothing}; give better starts"
+    )

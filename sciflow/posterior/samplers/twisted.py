@@ -114,7 +114,7 @@ class TwistedSMC(Sampler):
         x = x if index is None else x[index]
         rows = len(x)
         statistics["distinct_before"] = len(torch.unique(x.reshape(rows, -1), dim=0)) / rows
-        statistics["ancestors"] = population.ancestors()
+        statistics |= {"ancestors": population.ancestors(), "families": population.families()}
         x, log_prob, figures = rejuvenated(problem, x, population, self.moves, randomness.child("moves"))
         statistics |= figures
         statistics["distinct"] = len(torch.unique(x.reshape(rows, -1), dim=0)) / rows

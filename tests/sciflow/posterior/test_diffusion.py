@@ -11,6 +11,7 @@ from sciflow.posterior.problems import GaussianMixtureFlow, ManyWell
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.samplers.diffusion_paths import variances
 from sciflow.posterior.samplers.diffusion_sampler import DiffusionSampler
+from sciflow.posterior.weights import NoEffectiveDraws
 
 from .moments import OPERATORS, gaussian_problem, moment_p_value, moment_values
 
@@ -79,6 +80,13 @@ def test_many_well():
     assert float((masses - target.mode_masses).abs().sum()) / 2 < 0.05
     assert abs(found.evidence.log_value - target.log_evidence) < 4 * found.evidence.error
     assert found.certificate.verdict != "failed"
+
+
+def test_no_path_that_arrives():
+    with pytest.raises(NoEffectiveDraws, match="no effective draws") as caught:
+        nowhere = Energy(lambda x: x.sum(1) * 0 + torch.inf, 2, dtype=torch.float64)
+        DiffusionSampler(normal(2, 1.0), steps=4, iterations=2)(nowhere, 64)
+    assert caught.value.result.x.shape == (1, 64, 2)
 
 
 def test_arguments_are_checked():

@@ -15,7 +15,7 @@ from sciflow.posterior import Energy, Problem, Randomness
 from sciflow.posterior.likelihoods import Gaussian
 from sciflow.posterior.problems import ManyWell
 from sciflow.posterior.samplers import Defensive, Importance, Proposal
-from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, smoothed
+from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, smoothed, weight_tests
 
 from .moments import OPERATORS, gaussian_problem, moment_p_value, moment_values
 
@@ -49,6 +49,14 @@ def test_pareto_k_of_known_tails():
     few = torch.full((1000,), -math.inf)
     few[:3] = 0
     assert pareto_k(few) > 1
+
+
+def test_weights_that_underflow_have_no_tail():
+    """One weight beside which the others are 0, as where a prior does not cover precise data: k-hat must not be small."""
+    log_weight = -1e6 * torch.linspace(0, 1, 100, dtype=torch.float64)
+    assert pareto_k(log_weight) == math.inf
+    tests, _ = weight_tests(log_weight)
+    assert next(test for test in tests if test.name == "k-hat, limit").outcome == "failed"
 
 
 def test_smoothing_keeps_order_and_lowers_the_variance():

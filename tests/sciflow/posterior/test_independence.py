@@ -7,7 +7,7 @@ import torch
 
 from sciflow.errors import UserError
 from sciflow.flows import NeuralSplineFlow
-from sciflow.posterior import Problem
+from sciflow.posterior import Energy, Problem
 from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
 from sciflow.posterior.samplers.independence import Independence
 from sciflow.posterior.samplers.local import Local
@@ -50,6 +50,29 @@ def test_a_proposal_that_misses_a_mode_is_seen_by_local_moves():
     found = Independence(narrow, local=Local("langevin"), moves=1, chains=8, warmup=60)(exact.problem, 200)
     assert found.certificate.verdict != "passed"
     assert found.statistics["longest_stay"] > 0.1 or found.statistics["k_hat"] > 0.7
+
+
+def test_a_proposal_with_tails_that_end_too_early_fails():
+    """A Cauchy target from a normal proposal: chains agree with each other and know nothing of the tails, whose 95 % quantile
+    is 12.7. From a wide Student proposal the same certificate does not fail."""
+    cauchy = Energy(lambda x: x.square().log1p().sum(-1), 1, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    narrow = torch.distributions.Independent(torch.distributions.Normal(0 * one, one), 1)
+    found = Independence(narrow)(cauchy, 1000, seed=1)
+    assert float(found.rows.abs().quantile(0.95)) < 6
+    assert found.certificate["draws that leave the proposal"].outcome == "failed"
+    wide = torch.distributions.Independent(torch.distributions.StudentT(one, 0 * one, 2 * one), 1)
+    found = Independence(wide)(cauchy, 1000, seed=1)
+    assert found.statistics["escaped"] == 0 and found.certificate.verdict in ("passed", "warned")
+
+
+def test_chains_that_never_come_to_the_target_fail():
+    """Nothing is lost and nothing passes where no proposal has a density > 0."""
+    prior = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+    problem = Problem(prior, likelihood=lambda x: torch.where(x[:, 0] > 6, 0.0, -torch.inf))
+    found = Independence(warmup=10)(problem, 50)
+    assert found.x.shape == (8, 50, 2)
+    assert found.certificate["draws of density 0"].outcome == "failed"
 
 
 def test_random_densities_and_wrong_shapes_are_refused():

@@ -224,3 +224,11 @@ def test_a_function_as_likelihood() -> None:
 def test_bad_input(call: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_the_noise_is_in_the_repr() -> None:
+    """Certificates record the target by its repr: what they are relative to includes the noise."""
+    assert repr(Gaussian(0.5)) == "Gaussian(sigma=0.5)"
+    assert repr(Gaussian([0.5, 1.0])) == "Gaussian(sigma=(2,) from 0.5 to 1)"
+    assert repr(Poisson(2.0)) == "Poisson(gain=2, background=0)"
+    assert repr(Laplace(2.0)) == "Laplace(scale=2)" and repr(Student(3.0, 2.0)) == "Student(scale=3, freedom=2)"

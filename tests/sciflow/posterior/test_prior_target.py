@@ -231,3 +231,15 @@ def test_single_precision_is_kept_and_stays_inside() -> None:
     assert target.dtype is torch.float32 and value.dtype is torch.float32 and not bool(value.isnan().any())
     assert bool(((x >= 0) & (x <= 3)).all()) and bool(value[8:17].isfinite().all())
     assert target.counted().calls.likelihood == 0 and target.values_test().passed
+
+
+def test_densities_of_a_transport_count_its_velocity() -> None:
+    flow = TransportFlow((2,), network=GaussianMixtureFlow([[0.0, 0.0]], 1.0).network).double()
+    problem = Problem(flow, torch.zeros(2), Gaussian(1.0)).counted()
+    x = torch.zeros(5, 2)
+    value = problem.log_prob(x)
+    once = problem.calls.velocity
+    assert torch.allclose(problem.log_prior(x), flow().log_prob(x)) and torch.allclose(value, 2 * flow().log_prob(x), atol=1e-3)
+    assert once >= 5 * 2 and problem.calls.velocity == 2 * once and problem.calls.velocity_gradient == 0
+    problem.value_and_gradient(x)
+    assert problem.calls.velocity_gradient == once

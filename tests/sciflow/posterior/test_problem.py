@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from sciflow.posterior.operators import (
     foreign,
     stack,
 )
+from sciflow.posterior.samplers import Importance, Metropolis, TemperedSMC
 
 
 class Shift:
@@ -161,6 +163,14 @@ def test_a_prior_that_does_not_cover_the_observation_is_named() -> None:
         bad.check_covered(bad.log_prob(x))
     fine = Problem(prior, torch.tensor([3.0]), Poisson())
     fine.check_covered(fine.log_prob(x))
+
+
+@pytest.mark.parametrize("method", [Importance(), TemperedSMC(runs=2), Metropolis(chains=2, warmup=1)])
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "values were NaN"), (-math.inf, "does not cover the observation")])
+def test_samplers_say_why_there_is_nothing(method, value: float, message: str) -> None:
+    box = Independent(Uniform(torch.zeros(2), torch.ones(2)), 1)
+    with pytest.raises(UserError, match=message):
+        method(Problem(box, likelihood=lambda x: torch.full((len(x),), value)), 100)
 
 
 def test_observation_takes_the_dtype_of_the_prior_and_may_have_named_gaps() -> None:

@@ -163,4 +163,6 @@ def test_bad_input_is_named_and_nothing_is_left(tmp_path) -> None:
         from_tree(tree)
     with pytest.raises(UserError, match="cannot be written"):
         write(result, tmp_path / "notes" / "a.txt" / "draws.nc")
+    with pytest.raises(UserError, match=r"draws.csv: draws are written as netCDF .*\.nc.* or as a Zarr folder"):
+        write(result, tmp_path / "draws.csv")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["notes"]
