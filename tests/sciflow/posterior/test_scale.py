@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         drawn(path, seed=6)
     with pytest.raises(UserError, match="cannot resume: data was"):
         sample_many(METHOD, OBSERVATIONS + 1, 40, path, problem=EXACT.problem, chunk=2, seed=5)
-    other = LinearGaussian(EXACT.prior, EXACT.matrix, 0.6, [0.4])
+    other = LinearGaussian(EXACT.prior, 1.5 * EXACT.matrix, 0.5, [0.4])  # nothing that a repr tells
     with pytest.raises(UserError, match="another prior or likelihood"):
         sample_many(METHOD, OBSERVATIONS, 40, path, problem=other.problem, chunk=2, seed=5)
     assert_same(serial, drawn(path, dask=machines.scheduler_address, chunk=5))  # the chunk is that of the store
