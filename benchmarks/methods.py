@@ -249,16 +249,21 @@ def table(data: Data, results: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def study_options(text: str | None, script: Path, names: list[str], *, steps: int) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The options of a study of several methods and seeds, and the results that its JSON file holds already."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--only", nargs="+", default=[method.name for method in METHODS])
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--only", nargs="+", default=names)
+    parser.add_argument("--output", type=Path, default=script.with_suffix(".md"))
     parser.add_argument("--json", type=Path, help="results, read back and added to if the file exists")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kept = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    return arguments, json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+
+
+def main() -> None:
+    arguments, kept = study_options(__doc__, Path(__file__), [method.name for method in METHODS], steps=1500)
     for data in SETS:
         for method in METHODS:
             if method.name not in arguments.only:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["reason", "remove", "replace_folder", "replacing", "temporary"]
+__all__ = ["alive", "flush", "reason", "remove", "replace_folder", "replacing", "temporary"]
 
 
 def temporary(path: str | Path) -> Path:
@@ -117,3 +117,22 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; true where one may not ask."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or all files below a folder, to the disk."""
+    for entry in [path] if path.is_file() else path.rglob("*"):
+        if entry.is_file():
+            with open(entry, "rb") as file:
+                os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from sciflow.errors import UserError
-from sciflow.files import remove, replace_folder, replacing
+from sciflow.files import alive, flush, remove, replace_folder, replacing
 from sciflow.store.files import GROUPS, consolidate, read_draws
 from sciflow.store.tree import Layout
 from sciflow.strict_json import dumps, loads
@@ -44,7 +44,7 @@ class ZarrStream:
     def open(self, layout: Layout, dtypes: dict[str, np.dtype], request: dict[str, Any], chunk: int) -> None:
         """Start, or continue at `done` with the chunk size in `chunk`."""
         state = self._state()
-        if state and state["host"] == socket.gethostname() and state["pid"] != os.getpid() and _alive(state["pid"]):
+        if state and state["host"] == socket.gethostname() and state["pid"] != os.getpid() and alive(state["pid"]):
             raise UserError(f"{self.partial}: process {state['pid']} is writing to it: wait for it or give another path")
         if state and self.resume:
             different = sorted(key for key in request if state["request"].get(key) != request[key])
@@ -94,7 +94,7 @@ class ZarrStream:
         first, last = self.done, self.done + values["x"].shape[1]
         for name, array in self.places.items():
             array[:, first:last] = values[name]
-            _flush(self.partial / array.path / "c" / "0" / str(first // self.chunk))
+            flush(self.partial / array.path / "c" / "0" / str(first // self.chunk))
         self.done = last
         self._record()
 
@@ -164,20 +164,3 @@ def _strange(path: Path) -> str | None:
     entries = sorted(path.iterdir()) if path.is_dir() else []
     known = [entry for entry in entries if entry.name == "zarr.json" or entry.name.startswith(_PROGRESS)]
     return next((entry.name for entry in entries if entry not in known and not (entry / "zarr.json").is_file()), None)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OSError):
-        pass
-    return True
-
-
-def _flush(path: Path) -> None:
-    for entry in [path] if path.is_file() else path.rglob("*"):
-        if entry.is_file():
-            with open(entry, "rb") as file:
-                os.fsync(file.fileno())

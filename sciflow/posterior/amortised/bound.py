@@ -107,7 +107,7 @@ class BoundPosterior:
             accepted_share = max(found / asked, 0.02) if asked else 1.0
             rows = min(int(missing / accepted_share) + 1, 10 * draws) if asked else missing
             theta, log_q = self.from_uniform(randomness.uniform(rows, self.uniforms), density=density)
-            good = self._in_prior(theta)
+            good = self.in_prior(theta)
             asked, found = asked + rows, found + int(good.sum())
             kept.append(theta[good])
             if log_q is not None:
@@ -120,7 +120,8 @@ class BoundPosterior:
         log_q = torch.cat(densities)[:draws] if density else None
         return torch.cat(kept)[:draws], log_q, 1 - found / asked
 
-    def _in_prior(self, theta: Tensor) -> Tensor:
+    def in_prior(self, theta: Tensor) -> Tensor:
+        """Whether rows are inside of the bounds and of the prior (B,)."""
         prior = self.posterior.prior
         inside = self.posterior.coordinates.contains(theta)
         if prior is None:

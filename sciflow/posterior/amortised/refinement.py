@@ -13,11 +13,11 @@ from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.amortised.bound import BoundPosterior
 from sciflow.posterior.amortised.coordinates import Coordinates
-from sciflow.posterior.log_evidence import Evidence
 from sciflow.posterior.problem import Problem
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.resampling import systematic
 from sciflow.posterior.result import Posterior
+from sciflow.posterior.samplers import Defensive, Importance, Proposal
 from sciflow.posterior.target import Target
 from sciflow.posterior.weights import NoEffectiveDraws, weight_tests
 
@@ -56,24 +56,25 @@ def refined(
     count = 10 * draws if proposals is None else proposals
     if count < draws:
         raise UserError(f"proposals={count} for {draws} draws: give at least as many")
-    theta, log_q, outside = _proposed(posterior, bound, count, randomness)
-    theta = theta.to(target.dtype)
-    log_p = _evaluated(target, theta)
-    log_weight = torch.where(log_q > -torch.inf, log_p.double() - log_q, -torch.inf)
-    if not bool((log_weight > -torch.inf).any()):
+    proposal = Proposal(bound) if posterior.prior is None else Defensive([bound, posterior.prior], [1 - _DEFENSIVE, _DEFENSIVE])
+    importance = Importance(proposal, replicates=_REPLICATES, coverage=0)
+    try:
+        proposed = importance.run(target, max(count, 2 * _REPLICATES), randomness.child("proposals"), progress=False)
+    except NoEffectiveDraws as error:
         raise NoEffectiveDraws(
             f"all {count} proposals have likelihood 0: the observation is not covered by the prior, or the likelihood is not "
             "that of the simulator",
-            Posterior(theta.unsqueeze(0), log_weight=log_weight.unsqueeze(0), log_proposal=log_q.unsqueeze(0)),
-        )
+            error.result,
+        ) from error
+    assert proposed.log_weight is not None
+    theta, log_weight = proposed.rows, proposed.log_weight[0]
+    outside = 1 - float(bound.in_prior(theta).double().mean())
     weighed, figures = weight_tests(log_weight, least=max(_FEWEST, _EFFECTIVE * draws))
     picked = systematic(log_weight.softmax(0), draws, randomness.uniform(1, 1)[0, 0])
     enough = _MOVES[0] if figures["effective"] >= draws else _MOVES[1]
     x, log_prob, moves, distinct = _moved(target, posterior.coordinates, theta[picked], picked, enough, randomness)
     ancestors = float(len(picked.unique()))
     figures.update(outside=outside, distinct=distinct / draws, ancestors=ancestors, proposals=float(count), moves=moves)
-    pieces = log_weight.split(math.ceil(count / _REPLICATES))
-    sizes = [float(piece.logsumexp(0)) - math.log(len(piece)) for piece in pieces]
     more = [
         Test("accepted moves per draw", moves, 0.75 * enough, ">=", severity="warn",
              description="how far resampled copies have come from each other"),
@@ -81,12 +82,12 @@ def refined(
              description=f"different points among {draws} draws, moved from {ancestors:.0f} different proposals"),
         Test("draws that are not finite", float((~x.isfinite()).any(-1).double().mean()), 0.0, "<="),
         Test("draws outside of the prior", outside, 0.0, "<=", severity="warn",
-             description="share of proposals that were rejected and drawn again"),
+             description="share of proposals, which have weight 0"),
         target.values_test(),
     ]  # fmt: skip
     certificate = posterior.certificate([*tests, *weighed, *more], randomness.seed, draws, refined=True, target=repr(target))
     return Posterior(
-        x.unsqueeze(0), log_prob=log_prob.unsqueeze(0), evidence=Evidence.from_replicates(sizes, "importance"),
+        x.unsqueeze(0), log_prob=log_prob.unsqueeze(0), evidence=proposed.evidence,
         calls=target.calls, statistics=figures, traces={"log_weight": log_weight}, method=f"{posterior!r}, refined",
         seed=randomness.seed, certificate=certificate,
     )  # fmt: skip
@@ -104,27 +105,6 @@ def _target(posterior: AmortisedPosterior, likelihood: Any) -> Target:
     if posterior.prior is None:
         raise UserError("a likelihood given as a function needs the prior: load(folder, prior=...) or with_prior(prior)")
     return Problem(posterior.prior, likelihood=likelihood)
-
-
-def _proposed(
-    posterior: AmortisedPosterior, bound: BoundPosterior, count: int, randomness: Randomness
-) -> tuple[Tensor, Tensor, float]:
-    """Proposals in random order (so that parts of them are replicates) and their log-density."""
-    defensive = int(_DEFENSIVE * count) if posterior.prior is not None else 0
-    theta, log_q, outside = bound.inside(count - defensive, randomness.child("proposals"), density=True)
-    assert log_q is not None
-    if not defensive:
-        return theta, log_q, outside
-    prior = posterior.prior
-    assert prior is not None
-    wide = prior.draw(defensive, randomness.child("prior")).to(theta)
-    log_q = torch.cat((log_q, bound.log_prob(wide)))
-    theta = torch.cat((theta, wide))
-    log_prior = prior.log_prob(theta.to(prior.reference.dtype)).double()
-    share = defensive / count
-    mixed = torch.logaddexp(log_q + math.log1p(-share), log_prior + math.log(share))
-    order = randomness.uniform(count, 1)[:, 0].argsort()
-    return theta[order], mixed[order], outside
 
 
 def _evaluated(target: Target, theta: Tensor, rows: int = 16384) -> Tensor:

@@ -11,7 +11,7 @@ from sciflow.transport.field import Field, FunctionField
 from sciflow.transport.guidance.base import Guidance
 from sciflow.transport.guidance.tilt import affine_path
 
-__all__ = ["PseudoInverse", "pseudo_inverse_score"]
+__all__ = ["PseudoInverse"]
 
 
 class PseudoInverse(Guidance):
@@ -26,7 +26,7 @@ class PseudoInverse(Guidance):
         operator, observation, sigma: a linear operator, the data and their noise.
         strength: 1 is what the formula says.
         calls: where evaluations are counted.
-        smallest: time before which the factor is that at this time, see `Tilt`.
+        smallest: the field and its guidance are evaluated no earlier than at this time, see `Tilt`.
 
     Source: Pseudoinverse-Guided Diffusion Models for Inverse Problems, Song et al. 2023 (ICLR); Training-free Linear Image
     Inverses via Flows, Pokle et al. 2023, arXiv 2310.04432.
@@ -51,7 +51,6 @@ class PseudoInverse(Guidance):
             late = t.clamp_min(self.smallest)
             a, s, da, ds = path.at(late, x)
             v, score = self.velocity_and_score(field, late, x)
-            v = torch.where((t < late).reshape(-1, *[1] * (x.dim() - 1)), field(t, x), v) if bool((t < late).any()) else v
             return v + self.strength * s * (da * s - a * ds) / a * score
 
         return FunctionField(guided, field)
@@ -63,16 +62,10 @@ class PseudoInverse(Guidance):
             point = x.detach().requires_grad_()
             v = field(t, point)
             endpoint = field.path.endpoint_from_velocity(v, point, t)
-            pull = pseudo_inverse_score(self.operator, self.observation, self.sigma, a, s, endpoint.detach())  # type: ignore[arg-type]
+            variance = (s**2 / (a**2 + s**2)).reshape(-1)
+            residual = self.observation - self.operator(endpoint.detach())
+            pull = self.operator.adjoint(self.operator.marginal_solve(residual, variance, self.sigma**2))
             (score,) = torch.autograd.grad(endpoint, point, pull.to(x.dtype))
         self.calls.velocity_gradient += len(x)
         self.calls.gradient += len(x)
         return v.detach(), score
-
-
-def pseudo_inverse_score(operator: Linear, y: Tensor, sigma: float, a: Tensor, s: Tensor, endpoint: Tensor) -> Tensor:
-    """A' (r^2 A A' + sigma^2 1)^-1 (y - A D) with r^2 = s^2 / (a^2 + s^2): (B, *event)."""
-    variance = (s**2 / (a**2 + s**2)).reshape(-1).expand(len(endpoint))
-    residual = y - operator(endpoint)
-    wide = variance.clamp_min(1e-12).reshape(-1, *[1] * (residual.dim() - 1))
-    return operator.adjoint(operator.gram_solve(residual / wide, sigma**2 / variance.clamp_min(1e-12)))

@@ -92,14 +92,6 @@ class Walk:
         self.problem.calls.gradient += len(x)
         return self.operator.vjp(x, self.y - self.operator(x)).to(x.dtype)
 
-    def log_likelihood_gradient(self, x: Tensor) -> Tensor:
-        """grad log p(y | A(x))."""
-        self.problem.calls.gradient += len(x)
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            (found,) = torch.autograd.grad(self.problem.log_likelihood(point).sum(), point)
-        return found
-
 
 class Guided(Estimator):
     """An estimator that walks rows from noise to data, chunk by chunk. Authors write `walk`."""

@@ -14,7 +14,7 @@ import zarr
 
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
-from sciflow.files import reason, remove, replace_folder, replacing
+from sciflow.files import alive, flush, reason, remove, replace_folder, replacing
 from sciflow.posterior.many.drawing import Drawn
 from sciflow.posterior.many.layout import TEXTS, Shapes, create, difference, shapes_of, value_of
 from sciflow.store.files import consolidate
@@ -108,14 +108,14 @@ class ManyStore:
             if (array.metadata.dimension_names or ("",))[0] != "observation":  # type: ignore[union-attr]
                 continue
             array[rows] = np.stack([np.asarray(value_of(place, array, entry), dtype=array.dtype) for entry in drawn])
-            _flush(self.store / place / "c" / str(number))
+            flush(self.store / place / "c" / str(number))
         with replacing(self.progress / f"chunk-{number:06d}.json") as beside:
             failed = {str(entry.number): entry.failure for entry in drawn if entry.failure}
             beside.write_text(dumps({"failed": failed}), encoding="utf-8")
 
     def _enter(self, resume: bool) -> None:
         state = self._state()
-        if state and state["host"] == socket.gethostname() and state["pid"] != os.getpid() and _alive(int(state["pid"])):
+        if state and state["host"] == socket.gethostname() and state["pid"] != os.getpid() and alive(int(state["pid"])):
             raise UserError(f"{self.partial}: process {state['pid']} is writing to it: wait for it or give another path")
         if state and resume:
             if different := self._differing(state["request"]):
@@ -172,20 +172,3 @@ class ManyStore:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 100 else f"{text[:97]}..."
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _flush(path: Path) -> None:
-    for entry in [path] if path.is_file() else path.rglob("*"):
-        if entry.is_file():
-            with open(entry, "rb") as file:
-                os.fsync(file.fileno())

@@ -96,6 +96,14 @@ class Linear(Operator):
             return r / (self.isometry + self.rows(shift, r))
         return conjugate_gradient(lambda z: self(self.adjoint(z)), r, self.rows(shift, r), self.tolerance, self.iterations)
 
+    def marginal_solve(self, r: Tensor, signal: Tensor, noise: float | Tensor) -> Tensor:
+        """z (B, *range) with (signal A A' + noise I) z = r: r whitened by the covariance of A x + e, for x of variance `signal`
+        ((B,) or a number tensor, 0 allowed) and e of variance `noise` > 0."""
+        noise = torch.as_tensor(noise, dtype=r.real.dtype, device=r.device)
+        scale = torch.maximum(signal.to(r.real.dtype), 1e-12 * noise)  # there A A' is nothing beside the noise
+        wide = scale.reshape(-1, *[1] * (r.dim() - 1))
+        return self.gram_solve(r / wide, noise / scale)
+
     def normal_solve(self, r: Tensor, shift: float | Tensor) -> Tensor:
         """x (B, *domain) with (A' A + shift I) x = r; where shift is 0, r has to be in the range of A'."""
         self.check_input(r)

@@ -58,12 +58,19 @@ class Defensive(Proposal):
         sources = [randomness.child(f"component {k}, {randomness.step}") for k in range(len(self.parts))]
         drawn = [part.draw(rows, source, calls) for part, source in zip(self.parts, sources, strict=True)]
         x = torch.stack([entry[0].to(drawn[0][0].dtype) for entry in drawn])[which, torch.arange(rows, device=which.device)]
-        return x, self.log_prob(x)
+        log_q = x.new_empty(len(self.parts), rows, dtype=torch.float64)
+        for k, (part, (_, own)) in enumerate(zip(self.parts, drawn, strict=True)):  # its own draws know their density
+            here = which == k
+            log_q[k, here], log_q[k, ~here] = own[here].double(), part.log_prob(x[~here]).double()
+        return x, self._mixed(log_q).to(x.dtype)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
         log_q = torch.stack([part.log_prob(x).double() for part in self.parts])
-        return (log_q + self.weights.log().to(x.device)[:, None]).logsumexp(0).to(x.dtype)
+        return self._mixed(log_q).to(x.dtype)
+
+    def _mixed(self, log_q: Tensor) -> Tensor:
+        return (log_q + self.weights.log().to(log_q.device)[:, None]).logsumexp(0)
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{a:.3g} {part!r}" for a, part in zip(self.weights.tolist(), self.parts, strict=True))

@@ -94,10 +94,7 @@ class PiGDMTwist(Twist):
             solved = residual / (r2 + sigma2)
             return -0.5 * inner_product(residual, solved), solved
         assert isinstance(problem.operator, Linear)
-        # (r^2 A A' + sigma^2) z = residual, with the solver of A A' + c
-        scale = r2.clamp_min(torch.finfo(endpoint.dtype).tiny ** 0.5)
-        tight = bool(r2 * 1e12 < sigma2)  # then A A' is nothing beside sigma^2
-        solved = residual / sigma2 if tight else problem.operator.gram_solve(residual, sigma2 / scale) / scale
+        solved = problem.operator.marginal_solve(residual, r2, sigma2)
         problem.calls.gradient += len(endpoint)
         return -0.5 * inner_product(residual, solved), problem.operator.adjoint(solved)
 
