@@ -152,7 +152,9 @@ def main() -> None:
                 lines.append(row(name, kind, make(), chosen, options))
                 sys.stderr.write(lines[-1] + "\n")
         lines.append("")
-    report("\n".join(lines), options.output)
+    left_out = [name for name in methods(cases) if options.only and name not in options.only]
+    lines += [f"Not run: {', '.join(left_out)}."] if left_out else []
+    report("\n".join(lines) + "\n", options.output)
 
 
 if __name__ == "__main__":
