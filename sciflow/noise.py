@@ -178,7 +178,7 @@ def normal_from_uniform(u: Tensor) -> Tensor:
     tensor([0.0000, 1.9600], dtype=torch.float64)
     """
     flat = u.to(torch.float64).reshape(-1)
-    if u.device.type != "cpu":  # selecting elements would wait for the device
+    if _branch_free(u):
         return torch.where((flat - 0.5).abs() <= 0.425, _centre(flat), _tail(flat)).reshape(u.shape)
     out = torch.empty_like(flat)
     for first in range(0, flat.numel(), _BLOCK):
@@ -188,6 +188,11 @@ def normal_from_uniform(u: Tensor) -> Tensor:
         outside = ((part - 0.5).abs_() <= 0.425).logical_not_().nonzero().squeeze(1)
         result.index_copy_(0, outside, _tail(part.index_select(0, outside)))
     return out.reshape(u.shape)
+
+
+def _branch_free(u: Tensor) -> bool:
+    """Selecting elements would wait for the device, or break the graph that is being compiled (it may round differently)."""
+    return u.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def _centre(u: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ def _tail(u: Tensor) -> Tensor:
     r = _log(p).neg_().sqrt_()
     far = r > 5.0
     z = _ratio(r - 1.6, _MIDDLE)
-    if u.device.type != "cpu" or bool(far.any()):
+    if _branch_free(u) or bool(far.any()):
         z = torch.where(far, _ratio(r - 5.0, _FAR), z)
     z = torch.where(p > 0, z, torch.where(p == 0, torch.inf, torch.nan))
     return torch.where(u < 0.5, -z, z)
