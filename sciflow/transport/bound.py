@@ -25,7 +25,7 @@ class BoundField(Field):
         self.flow, self.context, self.mask = flow, context, mask
         self.path, self.space = flow.path, flow.space.masked(mask)
         self.shifts = shifts_of(flow, context, mask)
-        self.no_score = no_score(flow)
+        self.no_score, self.tells_endpoint = no_score(flow), flow.head.tells_endpoint
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         out, t = self._output(t, x)

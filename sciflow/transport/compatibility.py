@@ -78,8 +78,21 @@ def check_batch(flow: TransportFlow, batch: Batch) -> None:
         raise ValueError(f"the mask is {batch.mask.dtype}, expected torch.bool")
 
 
+def check_whole(flow: TransportFlow, mask: torch.Tensor) -> None:
+    """Raises `UserError` if the mask leaves points of the flow's space without some of their coordinates."""
+    cut = flow.space.cut(mask) if flow.space.whole else None
+    if cut is not None and bool(cut.any()):
+        raise UserError(
+            f"the mask cuts {int(cut.sum())} points of {flow.space!r} into pieces: their coordinates are present together, "
+            "along the last axis of the event, or not at all"
+        )
+
+
 def check_points(flow: TransportFlow, batch: Batch) -> None:
-    """Raises `UserError` if rows of a training set are no points of the flow's space."""
+    """Raises `UserError` if rows of a training set are no points of the flow's space, or nothing for its head."""
+    if batch.mask is not None:
+        check_whole(flow, batch.mask)
+    flow.head.check_rows(batch.x, batch.mask)
     for name, rows in (("x", batch.x), ("source", batch.source)):
         outside = None if rows is None or flow.space.euclidean else ~flow.space.contains(rows, batch.mask)
         if outside is not None and bool(outside.any()):

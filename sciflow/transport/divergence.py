@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sciflow import noise
+from sciflow.arguments import integer
 from sciflow.transport.field import Field
 from sciflow.transport.part import Part
 
@@ -62,7 +63,7 @@ class Exact(Divergence):
     """
 
     def __init__(self, directions: int | None = None) -> None:
-        self.directions = directions
+        self.directions = None if directions is None else integer("directions", directions, 1, 2**31)
 
     def bind(self, field: Field, x: Tensor) -> Trace:
         own = getattr(field, "velocity_and_divergence", None)
@@ -89,9 +90,7 @@ class Hutchinson(Divergence):
     exact = False
 
     def __init__(self, probes: int = 1, *, seed: int | None = None) -> None:
-        if probes < 1:
-            raise ValueError(f"probes={probes}: at least one is needed")
-        self.probes, self.seed = probes, seed
+        self.probes, self.seed = integer("probes", probes, 1, 2**31), seed
 
     def bind(self, field: Field, x: Tensor) -> Trace:
         size = math.prod(x.shape[1:])
@@ -105,6 +104,8 @@ class Hutchinson(Divergence):
     def summary(self, columns: Tensor) -> LogDensity:
         if self.probes == 1:
             return LogDensity(columns.squeeze(1), torch.full_like(columns.squeeze(1), math.nan))
+        if len(columns) == 0:
+            return LogDensity(columns.sum(1), columns.sum(1))
         return LogDensity(columns.mean(1), columns.std(1) / math.sqrt(self.probes))
 
 

@@ -29,6 +29,7 @@ class Field(ABC):
     no_score: str | None = None
     moved: str | None = None
     shifts: tuple[Tensor | None, Tensor | None] = (None, None)
+    tells_endpoint: bool = False  # `endpoint` is known even where the velocity tells nothing of it
 
     @abstractmethod
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
@@ -74,15 +75,24 @@ class Field(ABC):
 
 
 class FunctionField(Field):
-    """A field from a function (t (B,), x) -> v, on the path and space of another one: what guidance returns."""
+    """A field from a function (t (B,), x) -> v, on the path and space of another one: what guidance returns.
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], like: Field) -> None:
-        self.function, self.like = function, like
+    `again` makes the same of another field, such as of some rows of `like`. Without it rows cannot be left out.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor], like: Field, again: Callable[[Field], Field] | None = None
+    ) -> None:
+        self.function, self.like, self.again = function, like, again
         self.path, self.space, self.mask = like.path, like.space, like.mask
         self.no_score, self.moved, self.shifts = like.no_score, like.moved, like.shifts
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.function(t.expand(x.shape[0]), x)
+
+    def rows(self, index: Tensor) -> Field | None:
+        like = None if self.again is None else self.like.rows(index)
+        return None if like is None or self.again is None else self.again(like)
 
     def unconditional(self) -> Field:
         return self.like.unconditional()
@@ -91,19 +101,30 @@ class FunctionField(Field):
 class MixedField(FunctionField):
     """v + r (v' - v) of two fields on the same path, velocity and noise alike; r (B, 1, ...) is a function of (t, x).
 
-    It takes the place of the field `like`. r = 0 and 1 are the one and the other to the last bit, and where r = 0 nothing of
-    the other counts, not even what is not finite.
+    It takes the place of the field `like`; the rate does not know rows by their number. r = 0 and 1 are the one and the other
+    to the last bit, and where r = 0 nothing of the other counts, not even what is not finite.
     """
 
     def __init__(self, one: Field, other: Field, rate: Callable[[Tensor, Tensor], Tensor], like: Field) -> None:
         super().__init__(lambda t, x: self._mixed(one(t, x), other(t, x), rate(t, x)), like)
         self.one, self.other, self.rate = one, other, rate
+        self.tells_endpoint = one.tells_endpoint and other.tells_endpoint
+
+    def endpoint(self, t: Tensor, x: Tensor) -> Tensor:
+        if not self.tells_endpoint:
+            return super().endpoint(t, x)
+        t = t.expand(x.shape[0])
+        return self._mixed(self.one.endpoint(t, x), self.other.endpoint(t, x), self.rate(t, x))
 
     def velocity_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         t = t.expand(x.shape[0])
         (v, noise), (w, n) = self.one.velocity_and_noise(t, x), self.other.velocity_and_noise(t, x)
         rate = self.rate(t, x)
         return self._mixed(v, w, rate), self._mixed(noise, n, rate)
+
+    def rows(self, index: Tensor) -> Field | None:
+        one, other, like = (field.rows(index) for field in (self.one, self.other, self.like))
+        return None if one is None or other is None or like is None else MixedField(one, other, self.rate, like)
 
     @staticmethod
     def _mixed(one: Tensor, other: Tensor, rate: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from sciflow.flows import Encoder, Flow
 from sciflow.flows.condition import ConditionSpec
 from sciflow.flows.draws import Draws
 from sciflow.networks.default import default_network
-from sciflow.networks.time_network import TimeNetwork
+from sciflow.networks.time_network import TimeNetwork, expand_time
 from sciflow.transport.bases.manifold import base_on
 from sciflow.transport.bases.shift import Shift
 from sciflow.transport.bases.sources import Sources
 from sciflow.transport.bound import BoundField
-from sciflow.transport.compatibility import check_flow, check_kinds, check_points
+from sciflow.transport.compatibility import check_flow, check_kinds, check_points, check_whole
 from sciflow.transport.divergence import Divergence, Exact, LogDensity
 from sciflow.transport.field import Field
 from sciflow.transport.folded import FoldedField
@@ -137,6 +137,10 @@ class TransportFlow(Flow):
         check_flow(other)
         return other
 
+    def check_mask(self, mask: Tensor) -> None:
+        super().check_mask(mask)
+        check_whole(self, mask)
+
     def check_rows(self, batch: Any) -> None:
         """Raises `UserError` if rows of a training set are no points of the space."""
         check_points(self, batch)
@@ -196,15 +200,16 @@ class TransportFlow(Flow):
         if start >= 1 > end and self.head.endpoint_stepping:
             raise UserError(f"the velocity of the head {self.head!r} is singular at t = 1: nothing leads from data to noise")
         divergence = self.divergence if density else None
-        weight = next(self.network.parameters(), None)
-        x = x if weight is None else x.to(weight.dtype)
-        begin = x if self.space.euclidean else self.space.masked(mask).project(x)
+        x = x.to(next(self.network.parameters(), x).dtype)
+        nowhere = x.isinf().flatten(1).any(1) if density and start > end else None  # infinities would be NaN in the network
+        begin = x if nowhere is None else torch.where(expand_time(nowhere, x), 0, x)
+        begin = begin if self.space.euclidean else self.space.masked(mask).project(begin)
         solution = self.stepper.solve(self.field(context, mask), begin, start, end, divergence=divergence, uniform=uniform)
-        if solution.log_det is None or self.space.euclidean or start < end:
-            return solution
-        # no density outside of the space
-        value = torch.where(self.space.contains(x, mask), solution.log_det.value, -torch.inf)
-        return solution._replace(log_det=solution.log_det._replace(value=value))
+        if solution.log_det is None or nowhere is None:
+            return solution  # else there is no density outside of the space
+        outside = nowhere if self.space.euclidean else ~self.space.contains(x, mask)
+        log_det = solution.log_det._replace(value=torch.where(outside, -torch.inf, solution.log_det.value))
+        return solution._replace(x=torch.where(expand_time(nowhere, x), x, solution.x), log_det=log_det)
 
     def from_uniform(self, uniform: Tensor, context: Tensor | None, mask: Tensor | None, *, density: bool = True) -> Draws:
         count = self.base.uniforms
@@ -235,7 +240,7 @@ class TransportFlow(Flow):
         bound = self(condition) if mask is None else self(condition, mask)
         x, shape = bound.rows(x.to(next(self.network.parameters(), x).dtype))
         context, mask = bound.bound(shape)
-        solution = self.solve(self.shifted(x, context, mask), context, mask, 1.0, 0.0, density=True)
+        solution = self.solve(self.shifted(bound.present(x, mask), context, mask), context, mask, 1.0, 0.0, density=True)
         assert solution.log_det is not None
         value, error = solution.log_det
         value = self.base.log_prob(solution.x, context, mask) + value

@@ -108,6 +108,12 @@ RULES: tuple[Rule, ...] = (
         "{stepper} steps along an affine path such as Linear, not along {path}: use FixedStep or Adaptive",
     ),
     Rule(
+        "stepper x path x head", "endpoint steps on a path that stands still at t = 0 need an endpoint head",
+        lambda c: _is(c.stepper, "needs_endpoint") and _is(c.path, "lingers") and not c.head.tells_endpoint,
+        "{path} stands still at t = 0, where {head} tells nothing of the endpoint that {stepper} aims at: use FixedStep, an "
+        "Endpoint head or another path",
+    ),
+    Rule(
         "stepper x space", "endpoint, SDE and map steps only in R^n",
         lambda c: _is(c.stepper, "euclidean_only") and not c.space.euclidean,
         "{stepper} adds in R^n, not on {space}: use FixedStep or Adaptive",

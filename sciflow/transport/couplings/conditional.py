@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.transport.couplings.exact import assign, nearest
-from sciflow.transport.couplings.plan import Plan, condition_leaves, squared_distances
+from sciflow.transport.couplings.plan import Plan, block_of, condition_leaves, squared_distances
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
 
@@ -53,7 +53,7 @@ class ConditionalOT(Plan):
     ) -> None:
         if not 0 < ratio < 1:
             raise UserError(f"ratio={ratio}: a share in (0, 1) of the pairs is needed")
-        self.ratio, self.discrete, self.space, self.block = ratio, discrete, space, block
+        self.ratio, self.discrete, self.space, self.block = ratio, discrete, space, block_of(block)
 
     def labels(self, pair: Pair) -> list[Tensor]:
         return super().labels(pair) + class_labels(pair, self.discrete, self)

@@ -7,8 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sciflow.errors import UserError
-from sciflow.transport.couplings.plan import Plan, squared_distances
+from sciflow.transport.couplings.plan import Plan, block_of, squared_distances
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
 
@@ -38,9 +37,7 @@ class ExactOT(Plan):
     keeps_condition = False
 
     def __init__(self, *, block: int | None = None, space: Space | None = None) -> None:
-        if block is not None and block < 2:
-            raise UserError(f"block={block}: a block of pairs to choose from needs at least 2 rows")
-        self.block, self.space = block, space
+        self.block, self.space = block_of(block), space
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return nearest(pair, self.space), None

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.transport.couplings.base import Coupling
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
 
-__all__ = ["Plan", "condition_leaves", "squared_distances", "take"]
+__all__ = ["Plan", "block_of", "condition_leaves", "squared_distances", "take"]
 
 
 class Plan(Coupling):
@@ -86,6 +87,11 @@ class Plan(Coupling):
         if self.block is not None:
             groups = [piece for group in groups for piece in group.split(self.block)]
         return [group for group in groups if len(group) > 1]
+
+
+def block_of(block: int | None) -> int | None:
+    """Raises `UserError` for blocks in which there is nothing to choose."""
+    return None if block is None else integer("block", block, 2, 2**62)
 
 
 def squared_distances(pair: Pair, space: Space | None) -> Tensor:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
-from sciflow.transport.couplings.plan import Plan, squared_distances
+from sciflow.transport.couplings.plan import Plan, block_of, squared_distances
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
 
@@ -49,8 +50,9 @@ class Sinkhorn(Plan):
     ) -> None:
         if not 0 < regularisation < math.inf:
             raise UserError(f"regularisation={regularisation}: a positive number is needed (ExactOT is the limit 0)")
-        self.regularisation, self.iterations, self.tolerance = regularisation, iterations, tolerance
-        self.space, self.block = space, block
+        self.regularisation, self.tolerance = regularisation, tolerance
+        self.iterations = integer("iterations", iterations, 1, 2**31)
+        self.space, self.block = space, block_of(block)
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert uniform is not None

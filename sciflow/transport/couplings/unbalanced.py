@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
 from sciflow.transport.couplings.exact import assign
-from sciflow.transport.couplings.plan import Plan, squared_distances
+from sciflow.transport.couplings.plan import Plan, block_of, squared_distances
 from sciflow.transport.couplings.sinkhorn import draw_columns, potentials
 from sciflow.transport.pair import Pair
 from sciflow.transport.spaces.base import Space
@@ -55,7 +56,8 @@ class UnbalancedOT(Plan):
             if not 0 < value < math.inf:
                 raise UserError(f"{name}={value}: a positive number is needed, in units of the mean cost")
         self.regularisation, self.target, self.base = regularisation, target, base
-        self.iterations, self.tolerance, self.space, self.block = iterations, tolerance, space, block
+        self.iterations, self.tolerance = integer("iterations", iterations, 1, 2**31), tolerance
+        self.space, self.block = space, block_of(block)
         self.keeps_base = base is None
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -93,7 +95,7 @@ class PartialOT(Plan):
     def __init__(self, mass: float = 0.9, *, space: Space | None = None, block: int | None = None) -> None:
         if not 0 < mass <= 1:
             raise UserError(f"mass={mass}: a share in (0, 1] of the pairs is needed")
-        self.mass, self.space, self.block = mass, space, block
+        self.mass, self.space, self.block = mass, space, block_of(block)
 
     def choose(self, pair: Pair, uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
         cost = squared_distances(pair, self.space)

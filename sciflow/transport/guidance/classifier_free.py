@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sciflow.transport.field import Field, MixedField
 from sciflow.transport.guidance.base import Guidance
-from sciflow.transport.guidance.schedule import Schedule, strength_at
+from sciflow.transport.guidance.schedule import Schedule, strength_at, strength_of
 
 __all__ = ["ClassifierFree"]
 
@@ -36,7 +36,7 @@ class ClassifierFree(Guidance):
 
     def __init__(self, strength: float | Schedule = 1.5) -> None:
         super().__init__()
-        self.strength = strength
+        self.strength = strength_of(strength)
 
     def forward(self, field: Field) -> Field:
         if self.strength == 1:

@@ -7,7 +7,7 @@ from torch import nn
 from sciflow.errors import UserError
 from sciflow.transport.field import Field, MixedField
 from sciflow.transport.guidance.base import Guidance
-from sciflow.transport.guidance.schedule import Schedule, strength_at
+from sciflow.transport.guidance.schedule import Schedule, strength_at, strength_of
 
 __all__ = ["Composed", "Scheduled"]
 
@@ -26,7 +26,7 @@ class Scheduled(Guidance):
 
     def __init__(self, guidance: Guidance, schedule: Schedule | float) -> None:
         super().__init__()
-        self.wrapped, self.schedule = guidance, schedule
+        self.wrapped, self.schedule = guidance, strength_of(schedule)
 
     @property
     def no_density(self) -> str | None:  # type: ignore[override]

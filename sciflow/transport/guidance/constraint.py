@@ -11,7 +11,7 @@ from torch import Tensor
 from sciflow.errors import UserError
 from sciflow.transport.field import Field, FunctionField
 from sciflow.transport.guidance.base import Guidance
-from sciflow.transport.guidance.schedule import Schedule, strength_at
+from sciflow.transport.guidance.schedule import Schedule, strength_at, strength_of
 from sciflow.transport.guidance.tilt import affine_path, data_of, tangent
 from sciflow.transport.paths.base import root_epsilon
 
@@ -32,7 +32,7 @@ class Constraint(Guidance):
 
     def __init__(self, strength: float | Schedule = 1.0) -> None:
         super().__init__()
-        self.strength = strength
+        self.strength = strength_of(strength)
 
     @property
     def no_density(self) -> str | None:  # type: ignore[override]
@@ -54,7 +54,7 @@ class Constraint(Guidance):
             factor = strength_at(self.strength, t, x) * (da - ds * a / s.clamp_min(root_epsilon(s)))
             return v + tangent(field, x, factor * (self.project(end) - end))
 
-        return FunctionField(guided, field)
+        return FunctionField(guided, field, self.forward)
 
 
 class LinearConstraint(Constraint):

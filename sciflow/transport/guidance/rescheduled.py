@@ -49,6 +49,7 @@ class _RescheduledField(Field):
         self.path = path
         self.space, self.mask = field.space, field.mask
         self.no_score, self.moved, self.shifts = field.no_score, field.moved, field.shifts  # the ends are the same
+        self.tells_endpoint = field.tells_endpoint or not old.lingers
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         return self.velocity_and_noise(t, x)[0]

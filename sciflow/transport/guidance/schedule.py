@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sciflow.arguments import real
 from sciflow.errors import UserError
 from sciflow.networks.time_network import expand_time
 from sciflow.transport.part import Part
 
-__all__ = ["CosineRamp", "Interval", "PiecewiseLinear", "Schedule", "strength_at"]
+__all__ = ["CosineRamp", "Interval", "PiecewiseLinear", "Schedule", "strength_at", "strength_of"]
 
 
 class Schedule(Part, ABC):
@@ -76,6 +77,11 @@ class PiecewiseLinear(Schedule):
         for first, last, low, high in steps:
             found = found + (high - low) * ((t - first) / (last - first)).clamp(0, 1)
         return found
+
+
+def strength_of(strength: float | Schedule) -> float | Schedule:
+    """A strength as it was given. Raises `UserError` if it is neither a finite number nor a `Schedule`."""
+    return strength if isinstance(strength, Schedule) else real("strength", strength)
 
 
 def strength_at(strength: float | Schedule, t: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sciflow.errors import UserError
 from sciflow.transport.field import Field, FunctionField
 from sciflow.transport.guidance.base import Guidance
-from sciflow.transport.guidance.schedule import Schedule, strength_at
+from sciflow.transport.guidance.schedule import Schedule, strength_at, strength_of
 from sciflow.transport.paths.base import AffinePath
 
 __all__ = ["Classifier", "EndpointEnergy", "Tilt", "affine_path", "data_of", "tangent"]
@@ -32,6 +32,9 @@ class Tilt(Guidance):
         log_likelihood: a module (t (B,), x (B, *event)) -> (B,); saved with the flow if it is `Recorded`.
         strength: a number or a `Schedule`.
 
+    Functions may know rows by their number, so adaptive steppers keep all rows until the last one has arrived, here and for
+    `EndpointEnergy`; a `Classifier` lets them go.
+
     Points are as the flow follows them: with a target shift x_t ends at the shifted data.
 
     Raises `UserError` for paths that are not affine and noise that is not normal.
@@ -42,13 +45,15 @@ class Tilt(Guidance):
 
     def __init__(self, log_likelihood: nn.Module, strength: float | Schedule = 1.0, *, smallest: float = 1e-3) -> None:
         super().__init__()
-        self.log_likelihood, self.strength, self.smallest = log_likelihood, strength, smallest
+        self.log_likelihood, self.strength, self.smallest = log_likelihood, strength_of(strength), smallest
 
     def forward(self, field: Field) -> Field:
         return self.tilted(field, lambda t, x: self.log_likelihood(t, x))
 
-    def tilted(self, field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Field:
-        """The field with a function (t (B,), x) -> (B,) added to the log-density."""
+    def tilted(
+        self, field: Field, log_likelihood: Callable[[Tensor, Tensor], Tensor], again: Callable[[Field], Field] | None = None
+    ) -> Field:
+        """The field with a function (t (B,), x) -> (B,) added to the log-density; `again`: see `FunctionField`."""
         if self.strength == 0:
             return field
         path = affine_path(self, field)
@@ -61,7 +66,7 @@ class Tilt(Guidance):
             factor = s * (da * s - a * ds) / a
             return field(t, x) + tangent(field, x, strength_at(self.strength, t, x) * factor * gradient)
 
-        return FunctionField(guided, field)
+        return FunctionField(guided, field, again)
 
 
 class Classifier(Tilt):
@@ -79,7 +84,7 @@ class Classifier(Tilt):
         self.label = label
 
     def forward(self, field: Field) -> Field:
-        return self.tilted(field, lambda t, x: torch.log_softmax(self.log_likelihood(t, x), -1)[:, self.label])
+        return self.tilted(field, lambda t, x: torch.log_softmax(self.log_likelihood(t, x), -1)[:, self.label], self.forward)
 
 
 class EndpointEnergy(Guidance):
@@ -101,7 +106,7 @@ class EndpointEnergy(Guidance):
 
     def __init__(self, energy: nn.Module, strength: float | Schedule = 1.0, *, smallest: float = 1e-2) -> None:
         super().__init__()
-        self.energy, self.strength, self.smallest = energy, strength, smallest
+        self.energy, self.strength, self.smallest = energy, strength_of(strength), smallest
 
     def forward(self, field: Field) -> Field:
         tilt = Tilt(self.energy, self.strength, smallest=self.smallest)

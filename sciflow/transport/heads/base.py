@@ -30,6 +30,14 @@ class Head(Part, ABC):
     needs_affine: bool = False
     needs_noise: bool = False
 
+    @property
+    def tells_endpoint(self) -> bool:
+        """Whether the endpoint is its own, and not found from a velocity, which tells nothing where a path stands still."""
+        return type(self).endpoint is not Head.endpoint
+
+    def check_rows(self, x: Tensor, mask: Tensor | None) -> None:
+        """Raises `UserError` if rows x (B, *event) of a training set are none that this head can be about."""
+
     @abstractmethod
     def velocity(self, out: Tensor, xt: Tensor, t: Tensor, path: Path, mask: Tensor | None = None) -> Tensor:
         """The marginal velocity (B, *event)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sciflow.errors import UserError
 from sciflow.transport.heads.base import present_mean
 from sciflow.transport.heads.endpoint import Endpoint
 from sciflow.transport.pair import Bridge
@@ -21,6 +22,16 @@ class CategoricalEndpoint(Endpoint):
 
     Source: Variational Flow Matching for Graph Generation, Eijkelboom et al. 2024, arXiv 2406.04843.
     """
+
+    def check_rows(self, x: Tensor, mask: Tensor | None) -> None:
+        odd = (x < 0).any(-1) | ((x.sum(-1) - 1).abs() > 1e-3)
+        odd = odd if mask is None else odd & mask.any(-1)
+        if bool(odd.any()):
+            first = int(odd.nonzero()[0, 0])
+            raise UserError(
+                f"x: {int(odd.sum())} categorical rows are no probabilities (first in event {first}): entries along the last "
+                "axis are not negative and add up to 1, one-hot for a known category"
+            )
 
     def endpoint(self, out: Tensor, xt: Tensor, t: Tensor, path: Path, mask: Tensor | None = None) -> Tensor:
         return torch.softmax(out.squeeze(1), -1)

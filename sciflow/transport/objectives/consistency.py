@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sciflow.arguments import real
 from sciflow.errors import UserError
 from sciflow.networks.time_network import TimeNetwork, expand_time
 from sciflow.transport.flow import TransportFlow
@@ -25,7 +26,7 @@ class Teacher(nn.Module):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay = real("decay", decay, 0, 1)
         self.register_buffer("weights", torch.empty(0))
 
     def forward(self, network: TimeNetwork, *arguments: Any) -> Tensor:
@@ -80,7 +81,7 @@ class ConsistencyFlowMatching(TransportObjective):
         super().__init__(**options)
         if segments < 1 or not 0 < gap <= 1 / segments:
             raise UserError(f"segments={segments}, gap={gap}: the gap is positive and at most 1 / segments")
-        self.segments, self.gap, self.strength, self.rescaled = segments, gap, strength, rescaled
+        self.segments, self.gap, self.strength, self.rescaled = segments, gap, real("strength", strength, 0), rescaled
         self.teacher = Teacher(decay)
 
     def loss(self, flow: TransportFlow, bridge: Bridge) -> Tensor:

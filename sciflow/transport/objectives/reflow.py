@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sciflow.arguments import real
 from sciflow.errors import UserError
 from sciflow.training import Batch
 from sciflow.transport.couplings.base import Coupling
@@ -44,7 +45,7 @@ class Reflow(TransportObjective):
         drop_condition: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(coupling=coupling, times=UShaped() if times is None else times, drop_condition=drop_condition)
-        self.huber = huber
+        self.huber = None if huber is None else real("huber", huber, 0)
 
     def pair(self, flow: TransportFlow, batch: Batch) -> Pair:
         if batch.source is None:

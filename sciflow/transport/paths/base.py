@@ -77,6 +77,7 @@ class AffinePath(Path):
     """
 
     straight = True
+    lingers: bool = False  # a' = 0 at t = 0: the velocity there tells nothing of the endpoint
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

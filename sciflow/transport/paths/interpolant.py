@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from sciflow.arguments import real
 from sciflow.errors import UserError
 from sciflow.transport.paths.base import AffinePath
 from sciflow.transport.paths.noisy import NoisyPath
@@ -39,7 +41,7 @@ class StochasticInterpolant(NoisyPath):
         super().__init__(mean, floor=floor)
         if gamma not in _GAMMAS:
             raise UserError(f"unknown gamma {gamma!r}; known are {', '.join(_GAMMAS)}")
-        self.kind, self.scale = gamma, scale
+        self.kind, self.scale = gamma, real("scale", scale, sys.float_info.min)
 
     def gamma(self, t: Tensor) -> Tensor:
         return self.scale * _GAMMAS[self.kind](t)

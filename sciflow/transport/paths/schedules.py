@@ -78,7 +78,7 @@ class Polynomial(AffinePath):
     def __init__(self, power: float = 2.0) -> None:
         if not power >= 1:
             raise UserError(f"power={power}: at least 1 is needed, below it the velocity at t = 0 is infinite")
-        self.power = power
+        self.power, self.lingers = power, power > 1
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         a, da = t**self.power, self.power * t ** (self.power - 1)

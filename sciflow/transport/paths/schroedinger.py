@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
+from sciflow.arguments import real
 from sciflow.transport.paths.noisy import NoisyPath
 
 __all__ = ["SchroedingerBridge"]
@@ -26,7 +29,7 @@ class SchroedingerBridge(NoisyPath):
 
     def __init__(self, sigma: float = 1.0, *, floor: float = 1e-4) -> None:
         super().__init__(floor=floor)
-        self.sigma = sigma
+        self.sigma = real("sigma", sigma, sys.float_info.min)
 
     def gamma(self, t: Tensor) -> Tensor:
         return self.sigma * torch.sqrt((t * (1 - t)).clamp_min(0))

@@ -39,6 +39,7 @@ class Space(Part, ABC):
     walls: bool = False  # the space ends somewhere: no mass may flow out
     mirrors: bool = False  # `step` may turn velocities round: the last slope of a step is not the first of the next one
     keeps_zero: bool = True  # an absent feature, 0, stays 0: masks are possible
+    whole: bool = False  # the coordinates of a point mean nothing alone: a mask covers all of them or none
 
     def masked(self, mask: Tensor | None) -> Space:
         """The space of rows with absent features (mask False): differs where features depend on each other."""
@@ -100,6 +101,10 @@ class Space(Part, ABC):
         if mask is not None:
             found = found | ~mask.any(-1)
         return found.flatten(1).all(1) if found.dim() > 1 else found
+
+    def cut(self, mask: Tensor) -> Tensor:
+        """Which points (...) a mask (..., size) cuts into pieces although they are `whole`."""
+        return mask.any(-1) & ~mask.all(-1) if self.whole else torch.zeros_like(mask[..., 0])
 
     # What a network needs to know so that its field is smooth on the whole space.
 

@@ -35,6 +35,8 @@ class HyperbolicBall(Space):
     tensor([1.0986])
     """
 
+    whole = True
+
     def __init__(self, curvature: float = 1.0) -> None:
         if not 0 < curvature < math.inf:
             raise UserError(f"curvature={curvature!r}: give the absolute value of a negative curvature, a positive number")

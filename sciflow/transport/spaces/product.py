@@ -35,6 +35,7 @@ class ProductSpace(Space):
         self.walls = any(space.walls for space in spaces)
         self.mirrors = any(space.mirrors for space in spaces)
         self.keeps_zero = all(space.keeps_zero for space in spaces)
+        self.whole = any(space.whole for space in spaces)
         self._widths = [space.width(size) for space, size in zip(self.spaces, self.sizes, strict=True)]
 
     def _blocks(self, *tensors: Tensor) -> list[tuple[Space, tuple[Tensor, ...]]]:
@@ -95,6 +96,9 @@ class ProductSpace(Space):
         masks: Sequence[Tensor | None] = [None] * len(self.sizes) if mask is None else mask.split(self.sizes, -1)
         blocks = zip(self._blocks(x), masks, strict=True)
         return torch.stack([space.contains(part, present) for (space, (part,)), present in blocks]).all(0)
+
+    def cut(self, mask: Tensor) -> Tensor:
+        return torch.stack([space.cut(part) for space, (part,) in self._blocks(mask)]).any(0)
 
     def width(self, size: int) -> int:
         self._check(size)

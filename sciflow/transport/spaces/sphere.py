@@ -30,6 +30,8 @@ class Sphere(Space):
     [0.0, 1.5707963705062866, 3.1415927410125732]
     """
 
+    whole = True
+
     def project(self, x: Tensor) -> Tensor:
         square = x.square().sum(-1, keepdim=True)
         present = square > 0

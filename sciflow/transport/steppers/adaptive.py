@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
 from sciflow.transport.divergence import Divergence
 from sciflow.transport.field import Field
@@ -58,11 +59,11 @@ class Adaptive(Stepper):
         self.rtol, self.atol = rtol, rtol / 10 if atol is None else atol
         if not (self.rtol >= 0 and self.atol > 0):
             raise UserError(f"rtol={rtol}, atol={atol}: give tolerances above 0")
-        for name, value in (("first_step", first_step), ("check_every", check_every), ("max_steps", max_steps)):
-            if value is not None and value <= 0:
-                raise UserError(f"{name}={value}: give a positive number")
-        self.method, self.tableau, self.max_steps = method, TABLEAUS[method], max_steps
-        self.first_step, self.check_every, self.density_error = first_step, check_every, density_error
+        if first_step is not None and not first_step > 0:
+            raise UserError(f"first_step={first_step}: give a positive number")
+        self.method, self.tableau, self.max_steps = method, TABLEAUS[method], integer("max_steps", max_steps, 1, 2**62)
+        self.check_every = None if check_every is None else integer("check_every", check_every, 1, 2**62)
+        self.first_step, self.density_error = first_step, density_error
 
     def solve(
         self, field: Field, x: Tensor, start: float, end: float, *, divergence: Divergence | None = None,

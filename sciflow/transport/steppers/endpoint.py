@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -35,6 +36,7 @@ class EndpointStep(Stepper):
     density = False
     reversible = False
     needs_affine = True
+    needs_endpoint = True
     euclidean_only = True
 
     def __init__(self, steps: int | Sequence[float] = 50) -> None:
@@ -48,6 +50,11 @@ class EndpointStep(Stepper):
         path = field.path
         if not isinstance(path, AffinePath):
             raise UserError(f"{self!r} needs an affine path such as Linear, the field follows {path!r}")
+        if start == 0 and path.lingers and not field.tells_endpoint:
+            raise UserError(
+                f"{path!r} stands still at t = 0, where the velocity tells nothing of the endpoint that {self!r} aims at: use "
+                "FixedStep, another path, or an Endpoint head without guidance that changes velocities"
+            )
         times = [x.new_full((), start + (end - start) * t) for t in self.times]
         for t, u in pairwise(times):
             (a, s, _, _), (a_next, s_next, _, _) = path.at(t, x), path.at(u, x)
@@ -57,11 +64,12 @@ class EndpointStep(Stepper):
 
 
 def times_of(steps: int | Sequence[float]) -> list[float]:
-    """The times to stop at. Raises `UserError` unless they are two or more and increase from 0 to 1."""
-    if isinstance(steps, int):
-        times = [k / steps for k in range(steps + 1)] if steps > 0 else []
+    """The times to stop at. Raises `UserError` unless `steps` is a positive number, or times that increase from 0 to 1."""
+    if isinstance(steps, numbers.Integral) and not isinstance(steps, bool):
+        count = int(steps)
+        times = [k / count for k in range(count + 1)] if count > 0 else []
     else:
-        times = [float(t) for t in steps]
+        times = [float(t) for t in steps] if isinstance(steps, Iterable) else []
     rising = all(a < b for a, b in pairwise(times))
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or not rising:
         raise UserError(f"steps={steps!r}: give a positive number of steps, or times that increase from 0 to 1")

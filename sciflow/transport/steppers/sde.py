@@ -49,7 +49,7 @@ class SDEStep(Stepper):
         self, steps: int | Sequence[float] = 100, *, scale: float = 1.0, power: int = 1, corrector: int = 0,
         corrector_step: float = 0.1,
     ) -> None:  # fmt: skip
-        if scale < 0 or power not in (1, 2) or corrector < 0 or not corrector_step > 0:
+        if not 0 <= scale < math.inf or power not in (1, 2) or corrector < 0 or not 0 < corrector_step < math.inf:
             raise UserError(
                 f"scale={scale}, power={power}, corrector={corrector}, corrector_step={corrector_step}: give scale >= 0, "
                 "power 1 or 2, corrector >= 0 and corrector_step > 0"

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sciflow.errors import UserError
 from sciflow.transport.part import Part
 
 __all__ = ["TimeDensity", "TimePrior", "Uniform"]
@@ -40,9 +41,11 @@ class TimeDensity(TimePrior):
 
 
 class Uniform(TimeDensity):
-    """Uniform times; `low` and `high` for a part of the path."""
+    """Uniform times; `low` and `high` for a part of the path. Raises `UserError` if that is no part of [0, 1]."""
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        if not 0 <= low < high <= 1:
+            raise UserError(f"low={low}, high={high}: give a part of [0, 1]")
         self.low, self.high = low, high
 
     def from_uniform(self, uniform: Tensor) -> Tensor:

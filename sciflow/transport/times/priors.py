@@ -25,7 +25,7 @@ class LogitNormal(TimeDensity):
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 1.0) -> None:
-        if scale <= 0:
+        if not 0 < scale < math.inf:
             raise UserError(f"scale={scale}: the standard deviation of logit t must be positive")
         self.mean, self.scale = mean, scale
 

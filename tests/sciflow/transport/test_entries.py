@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,21 +15,34 @@ from sciflow.distributions import DiagonalNormal
 from sciflow.errors import UserError
 from sciflow.training import Batch
 from sciflow.transport import (
+    Adaptive,
     Adjoint,
     ClassifierFree,
     ConditionalOT,
+    ConsistencyFlowMatching,
     Endpoint,
     EndpointEnergy,
     Exact,
     ExactOT,
     FixedStep,
     FlowMatching,
+    Hutchinson,
     Linear,
     LinearConstraint,
     LocalFlow,
     LogitNormal,
+    MapStep,
+    PartialOT,
+    PriorGuidance,
+    Reflow,
+    SchroedingerBridge,
+    SDEStep,
+    Sinkhorn,
+    StochasticInterpolant,
     Torus,
     TransportFlow,
+    UnbalancedOT,
+    Uniform,
     Velocity,
     WithinClasses,
     fit_local,
@@ -143,3 +160,44 @@ def test_a_chain_to_noise_takes_no_sources() -> None:
     x = torch.randn(40, 3)
     with pytest.raises(UserError, match="a chain of flows leads to noise"):
         fit_local(LocalFlow(3, block={"network": SMALL}), Batch(x, source=x.flip(0)), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Uniform(-1.0, 2.0),
+        lambda: Uniform(0.8, 0.2),
+        lambda: LogitNormal(0.0, math.nan),
+        lambda: SchroedingerBridge(-1.0),
+        lambda: SchroedingerBridge(0.0),
+        lambda: StochasticInterpolant(scale=math.nan),
+        lambda: SDEStep(5, scale=math.nan),
+        lambda: ExactOT(block=1),
+        lambda: Sinkhorn(0.1, block=0),
+        lambda: Sinkhorn(0.1, iterations=0),
+        lambda: ConditionalOT(block=1),
+        lambda: UnbalancedOT(block=1),
+        lambda: PartialOT(0.9, block=1.5),
+        lambda: FixedStep(10.0),
+        lambda: FixedStep(True),
+        lambda: MapStep(2.0),
+        lambda: FixedStep(None),
+        lambda: Adaptive(max_steps=1e3),
+        lambda: Hutchinson(1.5),
+        lambda: Exact(0),
+        lambda: ConsistencyFlowMatching(decay=2.0),
+        lambda: ConsistencyFlowMatching(strength=-1.0),
+        lambda: Reflow(huber=-1.0),
+        lambda: ClassifierFree("2"),
+        lambda: ClassifierFree(math.nan),
+        lambda: PriorGuidance(math.nan),
+    ],
+)
+def test_settings_that_mean_nothing(build: Callable[[], object]) -> None:
+    with pytest.raises(UserError):
+        build()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert FixedStep(np.int64(5)).times == FixedStep(5).times
+    assert FixedStep(np.linspace(0, 1, 3)).times == [0.0, 0.5, 1.0]

@@ -118,6 +118,9 @@ def refusals(names: dict[str, str]) -> list[str]:
         found.append("affine path")
     if guidance != "none" and names["stepper"] == "map":
         found.append("no average velocity")
+    changed = guidance in SCORED | {"constraint"}  # to a velocity whose endpoint no network tells
+    if names["stepper"] == "endpoint" and getattr(path, "lingers", False) and head.tells_endpoint and changed:
+        found.append("stands still")
     if names["stepper"] == "SDE" and guidance in SCORELESS:
         found.append("no score")
     return found
@@ -201,7 +204,7 @@ def _refused() -> dict[str, dict[str, str]]:
     return found
 
 
-SAID = {"affine path", "standard normal", "leaves", "no average velocity", "no score"}  # by guidance itself
+SAID = {"stands still", "affine path", "standard normal", "leaves", "no average velocity", "no score"}  # by guidance itself
 
 
 @pytest.mark.parametrize(("reason", "names"), _refused().items(), ids=lambda value: value if isinstance(value, str) else "")
