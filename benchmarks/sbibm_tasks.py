@@ -1,22 +1,25 @@
 """Amortised posteriors on the tasks of the benchmark of simulation-based inference, beside the sbi package.
 
-    python benchmarks/sbibm_tasks.py [--tasks slcp ...] [--methods spline joint sbi] [--observations 1 2 3]
-        [--simulations 10000] [--draws 10000] [--cache FOLDER] [--cached] [--output benchmarks/sbibm_tasks.md]
+    python benchmarks/sbibm_tasks.py [--tasks slcp ...] [--methods spline pooled sbi] [--observations 1 2 3]
+        [--simulations 10000] [--draws 10000] [--cache FOLDER] [--cached] [--sbi FOLDER] [--output benchmarks/sbibm_tasks.md]
 
 C2ST (0.5 is perfect) of draws against the reference posterior, as many on either side; each method with its default settings
-on every task, seed 0, one thread. "refined" corrects the same model by importance weights on the task's exact likelihood.
-Observations 1 to 3 were looked at while the defaults were chosen. Models and results are kept in the cache folder: what is
-there is not computed again, and with --cached nothing else is printed. The method "sbi" runs where the package can be imported;
-otherwise figures measured before on a quiet thread are printed, labelled as such.
+on every task, seed 0, one thread, processor seconds. "pooled" is the learned posterior and the learned likelihood together, in
+the share that predicts held-out simulations best. "refined" corrects the spline's draws by importance weights on the task's
+exact likelihood. Observations 1 to 3 were looked at while the defaults were chosen. Models and results are kept in the cache
+folder: what is there is not computed again, and with --cached nothing else is printed. The method "sbi" (NPE with its
+defaults) runs in a process of its own, with --sbi (a folder that holds the package) before everything else on its path; where
+it cannot be imported figures measured before on a quiet thread are printed, labelled as such.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 import zlib
@@ -31,7 +34,7 @@ from timing import machine, report
 
 import sciflow
 from sciflow.posterior import Energy
-from sciflow.posterior.amortised import AmortisedPosterior, fit_posterior
+from sciflow.posterior.amortised import AmortisedPosterior, PooledPosterior, fit_pooled, fit_posterior
 
 TASKS = ("two_moons", "gaussian_mixture", "gaussian_linear_uniform", "bernoulli_glm", "slcp")
 GOALS = {"two_moons": 0.54, "gaussian_mixture": 0.55, "gaussian_linear_uniform": 0.54, "bernoulli_glm": 0.63, "slcp": 0.72}
@@ -65,19 +68,27 @@ def simulated(name: str, count: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     return task, theta, task.get_simulator()(theta)
 
 
-def trained(name: str, method: str, settings: argparse.Namespace) -> tuple[AmortisedPosterior, float]:
-    """A model and its training CPU seconds, from the cache if it is there."""
+def trained(name: str, method: str, settings: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """A model and what is known of its training, from the cache if it is there."""
     task, theta, y = simulated(name, settings.simulations)
     folder = settings.cache / f"{name}-{method}-{settings.simulations}"
-    times = folder.with_suffix(".json")
-    if times.exists():
-        return AmortisedPosterior.load(folder, prior=task.get_prior_dist()), json.loads(times.read_text())["seconds"]
+    notes = folder.with_suffix(".json")
+    kind: Any = PooledPosterior if method == "pooled" else AmortisedPosterior
+    if notes.exists():
+        return kind.load(folder, prior=task.get_prior_dist()), json.loads(notes.read_text())
+    first, earlier = trained(name, "spline", settings) if method == "pooled" else (None, {"seconds": 0.0})
     began = time.process_time()
-    model = fit_posterior(task.get_prior_dist(), theta, y, flow=method)
-    seconds = time.process_time() - began
+    if first is not None:
+        model: Any = fit_pooled(task.get_prior_dist(), theta, y, flow=first)
+        found: dict[str, Any] = {"share": model.share, "shares": model.scores.shares, "scores": model.scores.mean.tolist(),
+                 "error": model.scores.error.tolist(), "gap": model.scores.gap.tolist()}  # fmt: skip
+    else:
+        model = fit_posterior(task.get_prior_dist(), theta, y, flow=method)
+        found = {"validation_loss": float(model.validation_loss)}
+    found["seconds"] = time.process_time() - began + earlier["seconds"]
     model.save(folder)
-    times.write_text(json.dumps({"seconds": seconds, "records": [repr(record) for record in model.records]}))
-    return model, seconds
+    notes.write_text(json.dumps(found))
+    return model, found
 
 
 def exact_log_prob(task: Any, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -117,7 +128,7 @@ def _gaussian_mixture(y: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
 _TOGETHER = {"slcp": _slcp, "gaussian_mixture": _gaussian_mixture}
 
 
-def judged(model: AmortisedPosterior, task: Any, number: int, settings: argparse.Namespace, *, refine: bool) -> Row:
+def judged(model: Any, task: Any, number: int, settings: argparse.Namespace, *, refine: bool) -> Row:
     """Draws for one observation against the reference."""
     choices: dict[str, Any] = {}
     if refine:
@@ -134,35 +145,28 @@ def judged(model: AmortisedPosterior, task: Any, number: int, settings: argparse
                figures.get("k_hat"), figures.get("effective"), figures.get("distinct"))  # fmt: skip
 
 
-def sbi_npe(name: str, settings: argparse.Namespace) -> tuple[list[Row], float]:
-    """sbi's NPE with its defaults."""
-    from sbi.inference import NPE
-    from sbi.utils import BoxUniform
-
-    task, theta, y = simulated(name, settings.simulations)
-    prior = task.get_prior_dist()
-    base = getattr(prior, "base_dist", prior)
-    prior = BoxUniform(base.low, base.high) if hasattr(base, "low") else prior
-    torch.manual_seed(0)
-    began = time.process_time()
-    inference = NPE(prior, show_progress_bars=False)
-    inference.append_simulations(theta, y).train()
-    seconds, rows = time.process_time() - began, []
-    posterior = inference.build_posterior()
-    for number in settings.observations:
-        began = time.process_time()
-        draws = posterior.sample((settings.draws,), x=task.get_observation(number), show_progress_bars=False)
-        spent = (time.process_time() - began) * 10_000 / settings.draws
-        reference = task.get_reference_posterior_samples(number)[: settings.draws]
-        rows.append(Row(float(c2st(reference, draws)), spent, 0.0, "none"))
-    return rows, seconds
+def sbi_npe(name: str, settings: argparse.Namespace) -> tuple[list[Row], float] | None:
+    """sbi's NPE with its defaults, in a process of its own; None where it cannot be imported."""
+    notes = settings.cache / f"{name}-sbi-{settings.simulations}-{settings.draws}.json"
+    if not notes.exists() and not settings.cached:
+        places = [*([str(settings.sbi)] if settings.sbi else []), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+        if subprocess.run([sys.executable, "-c", "import sbi.inference"], env=environment, capture_output=True).returncode:
+            return None
+        script = Path(__file__).with_name("sbibm_peer.py")
+        arguments = [name, settings.simulations, settings.draws, notes, *settings.observations]
+        subprocess.run([sys.executable, str(script), *map(str, arguments)], env=environment, check=True)
+    if not notes.exists():
+        return None
+    found = json.loads(notes.read_text())
+    return [Row(accuracy, spent, 0.0, "none") for accuracy, spent in found["rows"]], found["seconds"]
 
 
-def measured(name: str, method: str, refine: bool, settings: argparse.Namespace) -> tuple[list[Row], float]:
+def measured(name: str, method: str, refine: bool, settings: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """Rows of all observations, each computed once and kept."""
     if settings.cached and not (settings.cache / f"{name}-{method}-{settings.simulations}.json").exists():
-        return [], 0.0
-    model, seconds = trained(name, method, settings)
+        return [], {"seconds": 0.0}
+    model, notes = trained(name, method, settings)
     weights = zlib.crc32((settings.cache / f"{name}-{method}-{settings.simulations}" / "weights.safetensors").read_bytes())
     task, rows = sbibm.get_task(name), []
     for number in settings.observations:
@@ -174,7 +178,7 @@ def measured(name: str, method: str, refine: bool, settings: argparse.Namespace)
             path.write_text(json.dumps(judged(model, task, number, settings, refine=refine)))
         rows.append(Row(*json.loads(path.read_text())))
         sys.stderr.write(f"{label}: {rows[-1]}\n")
-    return rows, seconds
+    return rows, notes
 
 
 def line(name: str, label: str, rows: list[Row], seconds: float, asked: int) -> str:
@@ -202,31 +206,36 @@ def table(settings: argparse.Namespace) -> list[str]:
     for name in settings.tasks:
         for method in settings.methods:
             if method == "sbi":
-                if importlib.util.find_spec("sbi"):
-                    lines.append(line(name, "sbi NPE, this run", *sbi_npe(name, settings), asked))
+                found = sbi_npe(name, settings)
+                if found is not None:
+                    lines.append(line(name, "sbi 0.27 NPE, this run", *found, asked))
                 for (task, kind), (each, seconds, spent) in BEFORE.items():
-                    if task == name and not importlib.util.find_spec("sbi"):
-                        found = "/".join(f"{value:.3f}" for value in each)
+                    if task == name and (found is None or kind != "NPE"):
+                        accuracies = "/".join(f"{value:.3f}" for value in each)
                         label = f"sbi 0.27 {kind}, measured before (3,000 draws a side)"
                         mean = f"{statistics.mean(each):.3f}"
-                        lines.append(f"| {name} | {label} | {mean} | {found} | {seconds} | {spent:.2f} | - | - | none |")
+                        lines.append(f"| {name} | {label} | {mean} | {accuracies} | {seconds} | {spent:.2f} | - | - | none |")
                 continue
-            lines.append(line(name, f"{method} (goal {GOALS[name]})", *measured(name, method, False, settings), asked))
+            rows, notes = measured(name, method, False, settings)
+            label = f"{method} (goal {GOALS[name]})" + (f", share {notes['share']:g}" if "share" in notes else "")
+            lines.append(line(name, label, rows, notes["seconds"], asked))
             if settings.refine and method in REFINED:
-                lines.append(line(name, f"{method}, refined (goal 0.53)", *measured(name, method, True, settings), asked))
+                rows, notes = measured(name, method, True, settings)
+                lines.append(line(name, f"{method}, refined (goal 0.53)", rows, notes["seconds"], asked))
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    known = ["spline", "matching", "joint", "sbi"]
-    parser.add_argument("--methods", nargs="+", default=["spline", "joint", "sbi"], choices=known)
+    known = ["spline", "pooled", "matching", "joint", "sbi"]
+    parser.add_argument("--methods", nargs="+", default=["spline", "pooled", "sbi"], choices=known)
     parser.add_argument("--observations", nargs="+", type=int, default=list(range(1, 11)))
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--cache", type=Path, default=Path("sbibm-cache"))
     parser.add_argument("--cached", action="store_true", help="only what is in the cache")
+    parser.add_argument("--sbi", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--no-refine", dest="refine", action="store_false")
     settings = parser.parse_args()

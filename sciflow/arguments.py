@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
+import numbers
 import operator
 from typing import Any
 
 from sciflow.errors import UserError
 
-__all__ = ["integer", "resolve", "split_path"]
+__all__ = ["integer", "real", "resolve", "split_path"]
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -26,6 +28,23 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     if not low <= number < high:
         raise UserError(f"{name} is {number}, expected an integer from {low} to {high - 1}")
     return number
+
+
+def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a finite number, low <= value <= high. Raises `UserError`, naming the argument, if it is none.
+
+    >>> real("share", 0.5, 0, 1)
+    0.5
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not math.isfinite(value)
+        or not low <= float(value) <= high
+    ):
+        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        raise UserError(f"{name} is {value!r}, expected a finite number" + (f", {' and '.join(bounds)}" if bounds else ""))
+    return float(value)
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from sciflow import __version__
-from sciflow.arguments import resolve
+from sciflow.cli.data import data
+from sciflow.cli.draws import certify, sample
 from sciflow.domain import Domain, Unavailable, domain, domains
 from sciflow.errors import UserError
 
@@ -105,73 +106,8 @@ def _demo(name: str | None, output: Path) -> None:
         click.echo(f"  {file}  ({file.stat().st_size:,} bytes)")
 
 
-@cli.group("data")
-def _data() -> None:
-    """Public data sets: list, fetch, verify, path."""
-
-
-@_data.command("list")
-def _list() -> None:
-    """List the sets with licence, size and where they are."""
-    from sciflow import datasets
-
-    for entry in datasets.entries().values():
-        found = datasets.find(entry.name)
-        click.echo(f"{entry.name:<28} {entry.size_text:>9}  {entry.licence:<14} {found or entry.origin_text}")
-
-
-@_data.command("fetch")
-@click.argument("names", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every set that can be fetched.")
-@click.option("--into", type=click.Path(file_okay=False, path_type=Path), help="Folder instead of the user's cache.")
-def _fetch(names: tuple[str, ...], everything: bool, into: Path | None) -> None:
-    """Download sets from their official sources, checked by their checksums."""
-    from sciflow import datasets
-
-    if everything:
-        names = tuple(entry.name for entry in datasets.entries().values() if entry.fetchable)
-    if not names:
-        raise UserError("name a set (see `sciflow data list`) or say --all")
-    for name in names:
-        entry = datasets.entry(name)
-        click.echo(f"{name}: {entry.licence}; cite: {entry.citation}", err=True)
-        click.echo(datasets.fetch(name, folder=into))
-        if not entry.sha256:
-            sha256 = datasets.verify(name, folder=into).sha256
-            click.echo(f"{name}: unpinned, no official checksum is known; sha256 is {sha256}", err=True)
-
-
-@_data.command("verify")
-@click.argument("names", nargs=-1)
-def _verify(names: tuple[str, ...]) -> None:
-    """Compare files with their checksums; exit code 2 if one is wrong, or named and absent."""
-    from sciflow import datasets
-
-    results = [datasets.verify(name) for name in names or tuple(datasets.entries())]
-    for result in results:
-        click.echo(f"{result.name:<28} {result.status:<9} {result.path or ''}")
-    wrong = [result.name for result in results if result.status == "wrong" or (names and result.status == "absent")]
-    if wrong:
-        raise UserError(f"wrong or absent: {', '.join(wrong)}; remove the file and run `sciflow data fetch`")
-
-
-@_data.command("path")
-@click.argument("name")
-def _path(name: str) -> None:
-    """Print where a set is, for use in scripts."""
-    from sciflow import datasets
-
-    click.echo(datasets.path(name))
-
-
-@cli.command("certify")
-@click.argument("path", metavar="DRAWS", type=click.Path(path_type=Path))
-@click.option("--require", type=click.Choice(["pass", "warn"]), help="Exit with 3 unless the verdict is this good.")
-@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page (.html or .png).")
-@click.pass_context
-def _certify(context: click.Context, path: Path, require: str | None, page: Path | None) -> None:
-    """Print the certificate of draws (netCDF file or Zarr folder); exit code 2 if there is none."""
-    context.exit(resolve("sciflow.posterior.certify:certify")(path, require, page))
+for _command in (data, certify, sample):
+    cli.add_command(_command)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -98,17 +98,21 @@ class Flow(nn.Module, Recorded, ABC):
     def to_data(self, z: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, *event_shape) and log |det dx/dz| (B,)."""
 
+    def check_mask(self, mask: Tensor) -> None:
+        """Raises `ValueError` if events cannot be ragged in this way."""
+        if not self.maskable:
+            raise ValueError(f"{type(self).__name__} was built without maskable=True but got a mask {tuple(mask.shape)}")
+        if mask.dtype != torch.bool or mask.shape[mask.dim() - len(self.event_shape) :] != self.event_shape:
+            expected = f"torch.bool (..., {inner(self.event_shape)})"
+            raise ValueError(f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected {expected}")
+
     def forward(self, condition: Condition = None, mask: Tensor | None = None) -> FlowDistribution:
         """Bind the condition (and the mask of a ragged event).
 
         Raises `ValueError`, naming both shapes, if the condition is missing, superfluous or ill-shaped.
         """
         if mask is not None:
-            if not self.maskable:
-                raise ValueError(f"{type(self).__name__} was built without maskable=True but got a mask {tuple(mask.shape)}")
-            if mask.dtype != torch.bool or mask.shape[mask.dim() - len(self.event_shape) :] != self.event_shape:
-                expected = f"torch.bool (..., {inner(self.event_shape)})"
-                raise ValueError(f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected {expected}")
+            self.check_mask(mask)
         context = self.encoder(condition)
         reference = next(self.parameters(), None)
         if context is not None and reference is not None and not torch.is_autocast_enabled():

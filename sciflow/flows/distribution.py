@@ -67,19 +67,21 @@ class FlowDistribution(Distribution):
         self._need_density()
         x, shape = self.rows(value)
         context, mask = self.bound(shape)
-        z, ladj = self.flow.to_latent(x, context, mask)
+        z, ladj = self.flow.to_latent(self.present(x, mask), context, mask)
         return (self.flow.base.log_prob(z, context, mask) + ladj).reshape(shape)
 
     def latent(self, value: Tensor) -> Tensor:
         """The noise z = f(value; condition) behind a value, (..., *event shape of the base)."""
         x, shape = self.rows(value)
-        z, _ = self.flow.to_latent(x, *self.bound(shape))
+        context, mask = self.bound(shape)
+        z, _ = self.flow.to_latent(self.present(x, mask), context, mask)
         return z.reshape(*shape, *self.flow.base.event_shape)
 
     def data(self, latent: Tensor) -> Tensor:
         """The value behind noise: the inverse of `latent`."""
         z, shape = self.rows(latent, self.flow.base.event_shape)
-        x, _ = self.flow.to_data(z, *self.bound(shape))
+        context, mask = self.bound(shape)
+        x, _ = self.flow.to_data(self.present(z, mask), context, mask)
         return x.reshape(*shape, *self.event_shape)
 
     def from_uniform(self, uniform: Tensor, *, density: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -143,6 +145,11 @@ class FlowDistribution(Distribution):
             raise ValueError(f"the value has shape {tuple(value.shape)}, expected (..., {inner(event)})")
         shape = _broadcast("the value", value.shape[: value.dim() - dims], self.batch_shape)
         return value.expand(*shape, *event).reshape(-1, *event), shape
+
+    @staticmethod
+    def present(rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Rows with zeros for absent features, whatever stands in their place: files are padded with NaN."""
+        return rows if mask is None or mask.shape != rows.shape else torch.where(mask, rows, 0)
 
     def bound(self, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
         """Context and mask as rows of this batch shape."""

@@ -24,6 +24,8 @@ from sciflow.posterior.result import Result
 
 __all__ = ["Case", "Oracle", "bias_certificate", "closed_form_cases", "sliced_wasserstein"]
 
+_EFFECTIVE = 200.0  # thresholds grow with the noise of the effective draws: beyond use for fewer
+
 
 class Case(NamedTuple):
     """A named problem with its closed form. `modes`: whether the prior has several components."""
@@ -63,13 +65,14 @@ def bias_certificate(
 ) -> Certificate:
     """Runs `method(problem, draws, seed=...)` on closed forms and judges its draws, resampled where they have weights.
 
-    Per case: mean error in posterior standard deviations (<= 0.1 above its noise), variance ratio (1 +- 0.05 above its noise)
-    in measured and in unmeasured directions, sliced W2 (at most twice that of exact draws, plus 0.02 sd), C2ST (<= 0.52 above
-    its noise; needs scikit-learn), the total variation between mode masses (<= 0.05 above its noise), and log Z within three
-    stated errors where the method gives one (Student's quantile of the same level for the number of replicates). For normal
-    priors the standard deviation along a measured direction is compared with its closed form at each sigma. "Above its noise":
-    thresholds grow by 3.3 standard errors of exact draws of the method's effective size, so that an exact method fails an item
-    about once in a thousand.
+    Per case: effective draws (>= 200; of fewer, means 0.3 sd off would pass below), mean error in posterior standard deviations
+    (<= 0.1 above its noise), variance ratio (1 +- 0.05 above its noise) in measured and in unmeasured directions, sliced W2
+    (at most twice that of exact draws, plus 0.02 sd), C2ST (<= 0.52 above its noise; needs scikit-learn), the total
+    variation between mode masses (<= 0.05 above its noise), and log Z within three stated errors where the method gives one
+    (Student's quantile of the same level for the number of replicates). For normal priors the standard deviation along a
+    measured direction is compared with its closed form at each sigma. "Above its noise": thresholds grow by 3.3
+    standard errors of exact draws of the method's effective size, so that an exact method fails an item about once in a
+    thousand.
 
     The method gets the problem alone. An oracle is a `Method` that knows the answer, see `Oracle`.
 
@@ -78,8 +81,8 @@ def bias_certificate(
     >>> bias_certificate(Importance(multiple=4), draws=500, cases=case, classify=False).verdict
     'passed'
     """
-    if draws < 100:
-        raise UserError(f"draws={draws}: fewer than 100 draws cannot show a bias")
+    if draws < _EFFECTIVE:
+        raise UserError(f"draws={draws}: fewer than {_EFFECTIVE:.0f} draws cannot show a bias")
     tests: list[Test] = []
     for case in closed_form_cases() if cases is None else cases:
         try:
@@ -131,6 +134,8 @@ def _judged(case: Case, found: Result, draws: int, seed: int, classify: bool) ->
     if not bool(x.isfinite().all()):
         yield Test(f"{case.name}: finite draws", float(x.isfinite().double().mean()), 1.0, ">=")
         return
+    yield Test(f"{case.name}: effective draws", size, _EFFECTIVE, ">=",
+               description="fewer cannot show a bias, whatever the other items say")  # fmt: skip
     reference, second = _exact(exact, len(x), seed, "reference"), _exact(exact, len(x), seed, "second")
     deviation = posterior.covariance().diagonal().sqrt()
     slack = 3.3 / math.sqrt(max(size, 1.0))

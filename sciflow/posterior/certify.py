@@ -1,4 +1,4 @@
-"""What `sciflow certify` does: the certificate of a file of draws, and whether it is good enough."""
+"""What `sciflow certify` does: the certificate of a file of draws, whether it is theirs, and whether it is good enough."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from sciflow.errors import UserError
+from sciflow.posterior.examination import examined
 from sciflow.posterior.report import write_page
-from sciflow.store import certificate_of, read_draws
+from sciflow.store import read_draws
+from sciflow.store.binding import HASHES
 
 __all__ = ["certify"]
 
@@ -18,18 +20,20 @@ _ENOUGH = {"pass": ("passed",), "warn": ("passed", "warned")}
 def certify(path: Path, require: str | None = None, page: Path | None = None) -> int:
     """Print the certificate of the draws in `path`, write its page if asked for, and return 0, or 3 if it is not enough.
 
-    An estimate is never enough, whatever its tests say. Raises `UserError` if the file holds no draws or no certificate.
+    An estimate is never enough, whatever its tests say. Raises `UserError` if the file holds no draws or no certificate, or
+    one that belongs to other draws.
     """
     tree = read_draws(path)
     try:
-        certificate = certificate_of(tree)
+        certificate = examined(tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if certificate is None:
-        raise UserError(f"{path}: the draws have no certificate")
     click.echo(repr(certificate))
     for text in certificate.reasons:
         click.echo(f"- {text}")
+    if HASHES in certificate.context:
+        names = ", ".join(certificate.context[HASHES])
+        click.echo(f"draws: the certificate is theirs, sha256 of {names} agree")
     if "warning" in tree.attrs:
         click.echo(f"note: {tree.attrs['warning']}")
     if page is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from sciflow.errors import UserError
+
 __all__ = ["Evidence"]
 
 
@@ -22,8 +24,13 @@ class Evidence(NamedTuple):
 
     @classmethod
     def from_replicates(cls, log_values: list[float] | tuple[float, ...], method: str) -> Evidence:
-        """The log of the mean of exp(log_values), with the error of that mean to first order."""
+        """The log of the mean of exp(log_values), with the error of that mean to first order.
+
+        Raises `UserError` if there are none.
+        """
         values = tuple(float(value) for value in log_values)
+        if not values:
+            raise UserError(f"evidence by {method} of no replicates: give one value at least")
         top = max(values)
         if not math.isfinite(top):
             return cls(top, math.nan, method, values)

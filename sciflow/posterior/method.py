@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
+
 import sciflow
 from sciflow.arguments import integer
-from sciflow.certificate import Certificate, Test
+from sciflow.certificate import SCOPE, Certificate, Test
+from sciflow.errors import UserError
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.result import Estimate, Posterior, Result
 from sciflow.posterior.target import Target
 from sciflow.transport.part import Part
 
-__all__ = ["Estimator", "Method", "Sampler", "described"]
+__all__ = ["Estimator", "Method", "Sampler", "described", "portable"]
 
 
 class Method(Part, ABC):
@@ -35,6 +38,8 @@ class Method(Part, ABC):
         The same seed gives the same draws. `progress` shows a bar on a terminal.
         """
         draws = integer("draws", draws, 1, 2**40)
+        if target.dtype in (torch.float16, torch.bfloat16):
+            raise UserError(f"the target is in {target.dtype}, too few digits for weights and acceptance: use float32")
         counted = target.counted()
         began = time.process_time()
         found = self.run(
@@ -46,8 +51,11 @@ class Method(Part, ABC):
                                "statistics": {**found.statistics, "processor_seconds": seconds}})  # fmt: skip
         context = {"method": found.method, "target": described(target), "seed": seed, "draws": list(found.x.shape[:2]),
                    "calls": found.calls.as_dict(), "sciflow": sciflow.__version__}  # fmt: skip
-        tests = [*self.tests(found, counted), counted.values_test()]
-        certificate = Certificate(tests, subject=type(self).__name__, context=context)
+        tests = list(self.tests(found, counted))
+        if all(test.threshold is None for test in tests):  # finite log-densities alone say nothing of the draws
+            tests.append(self._untested())
+        scope = f"{SCOPE}; modes that no draw has met are in none of the tests"
+        certificate = Certificate([*tests, counted.values_test(), *counted.edge_tests()], scope, type(self).__name__, context)
         return replace(found, certificate=certificate)
 
     @abstractmethod
@@ -56,7 +64,14 @@ class Method(Part, ABC):
 
     @abstractmethod
     def tests(self, found: Any, target: Any) -> Sequence[Test]:
-        """What may be said of these draws from themselves: effective size, k-hat, R-hat, ..."""
+        """What may be said of these draws from themselves: effective size, k-hat, R-hat, ...
+
+        If none of them has a threshold the certificate is "incomplete".
+        """
+
+    def _untested(self) -> Test:
+        text = f"{type(self).__name__} brings no test with a threshold, so nothing is known of its draws"
+        return Test("agreement with the target", None, description=text)
 
 
 class Sampler(Method):
@@ -86,5 +101,10 @@ class Estimator(Method):
 
 
 def described(value: Any) -> str:
-    """The repr without addresses in memory, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    """The repr without addresses in memory."""
+    return portable(repr(value))
+
+
+def portable(text: str) -> str:
+    """Without addresses in memory, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sciflow.posterior.randomness import Randomness
 
-__all__ = ["Density", "Moved", "State", "hamiltonian", "langevin", "random_walk", "rescaled", "start_state"]
+__all__ = ["Density", "Moved", "State", "hamiltonian", "in_blocks", "langevin", "random_walk", "rescaled", "start_state"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (B, *event) -> log p~ (B,), its gradient (B, *event), both detached
+
+_ALIGNED = 64
 
 
 class State(NamedTuple):
@@ -37,6 +39,22 @@ class Moved(NamedTuple):
     state: State
     acceptance: Tensor
     accepted: Tensor
+
+
+def in_blocks(function: Callable[[Tensor], Any], x: Tensor, rows: int) -> Any:
+    """A function of rows (B, *event), which gives one tensor or several with as many rows, at `rows` of them at a time.
+
+    `rows` is rounded up to a multiple of 64: vectorised loops round the last few elements of a tensor in another way, and a
+    particle whose last bit differs may have other descendants.
+
+    >>> in_blocks(lambda x: (x + 1, x.sum(1)), torch.zeros(3, 2), 2)[1].shape
+    torch.Size([3])
+    """
+    rows = -(-rows // _ALIGNED) * _ALIGNED
+    if len(x) <= rows:
+        return function(x)
+    parts = [function(block) for block in x.split(rows)]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(e) for e in zip(*parts, strict=True))
 
 
 def start_state(density: Density, x: Tensor) -> State:

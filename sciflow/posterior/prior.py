@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from sciflow.errors import UserError
 from sciflow.flows import Flow
 from sciflow.flows.distribution import FlowDistribution
 from sciflow.posterior.calls import Calls
-from sciflow.posterior.inverse_cdf import inverse_of
+from sciflow.posterior.inverse_cdf import inverse_of, unresolved
 from sciflow.posterior.product import Product
 from sciflow.posterior.randomness import Randomness
+from sciflow.posterior.supports import support_of
 from sciflow.transport.field import Field
 from sciflow.transport.flow import TransportFlow
 
@@ -103,10 +105,18 @@ class Prior:
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density is positive."""
-        support = self.distribution.support
-        mixture = isinstance(self.distribution, torch.distributions.MixtureSameFamily)
-        return getattr(support, "base_constraint", support) if mixture else support
+        """Where the density is positive; of angles (von Mises) one turn, since only there it integrates to 1."""
+        return support_of(self.distribution)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the density comes with its constant."""
+        return getattr(self.distribution, "normalised", True)
+
+    def unresolved(self) -> float:
+        """The share of the prior that lies closer to the edge of its support than its dtype has numbers, at most."""
+        parts = self.distribution.parts.values() if isinstance(self.distribution, Product) else ()
+        return min(1.0, sum(part.unresolved() for part in parts)) if parts else unresolved(self.distribution)
 
     def draw(self, rows: int, randomness: Randomness) -> Tensor:
         """Draws (rows, *event), without gradient.
@@ -127,17 +137,30 @@ class Prior:
 
     def log_prob(self, x: Tensor, calls: Calls | None = None) -> Tensor:
         """log p(x) (B,), -inf outside of the support."""
-        self.need_density()
         if calls is not None:
             calls.prior += len(x)
+        return self.density(x, calls)
+
+    def density(self, x: Tensor, calls: Calls | None = None) -> Tensor:
+        """As `log_prob`, for a distribution in another role than the prior's: only velocity evaluations are counted."""
+        self.need_density()
         if self.flow is not None:
             # a closed form, if the distribution has one, evaluates no velocity
             solved = isinstance(self.flow, TransportFlow) and type(self.distribution).log_prob is FlowDistribution.log_prob
             return self.distribution.log_prob(x) if calls is None or not solved else self._solved(x, calls)
         inside = self.support.check(x)
         inside = inside.reshape(len(x), -1).all(-1)
-        safe = torch.where(inside.reshape(-1, *[1] * len(self.event_shape)), x, self.inner_point(x))
-        return torch.where(inside, self.distribution.log_prob(safe).reshape(len(x)), -torch.inf)
+        with self.counting(calls):
+            safe = torch.where(inside.reshape(-1, *[1] * len(self.event_shape)), x, self.inner_point(x))
+            return torch.where(inside, self.distribution.log_prob(safe).reshape(len(x)), -torch.inf)
+
+    @contextmanager
+    def counting(self, calls: Calls | None) -> Iterator[None]:
+        """Adds the velocity evaluations that a distribution with a counter (`evaluations`) makes meanwhile."""
+        before = getattr(self.distribution, "evaluations", 0)
+        yield
+        if calls is not None:
+            calls.velocity += getattr(self.distribution, "evaluations", 0) - before
 
     def need_density(self) -> None:
         """Raises `UserError` with the reason if there is no density to weigh by."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.calls import Calls
 from sciflow.posterior.likelihoods.base import Likelihood
@@ -53,13 +55,18 @@ class Problem(Target):
         if likelihood is None:
             raise UserError("the problem has no likelihood: give one, or use Energy for an unnormalised density")
         if not isinstance(likelihood, Likelihood):
+            if isinstance(likelihood, torch.distributions.Distribution):
+                raise UserError(
+                    f"the likelihood is the torch distribution {likelihood!r}, which has no x in it: give a Likelihood, such "
+                    "as likelihoods.Gaussian(sigma), or a function of x, lambda x: Normal(A(x), sigma).log_prob(y).sum(-1)"
+                )
             if not callable(likelihood):
                 raise UserError(f"the likelihood is a {type(likelihood).__name__}: give a Likelihood or a function of x")
         elif observation is None:
             raise UserError(f"{type(likelihood).__name__} needs the observation")
         if operator is not None:
             self._check_operator(operator)
-        self.observation = None if observation is None else self._checked(torch.as_tensor(observation))
+        self.observation = None if observation is None else self._checked(_numbers(observation))
         self.calls = Calls()
 
     def prediction(self, x: Tensor) -> Tensor:
@@ -83,6 +90,12 @@ class Problem(Target):
         wide = inside.reshape(-1, *[1] * len(self.event_shape))
         safe = torch.where(wide, x, self.prior.inner_point(x))  # what is outside is not the likelihood's affair
         return prior + self.numbers(self._likelihood_values(safe), inside)
+
+    def edge_tests(self) -> list[Test]:
+        share = self.prior.unresolved()
+        name = str(self.dtype).removeprefix("torch.")
+        text = f"share of the prior for which {name} has no numbers: draws gather there; use float64, or other coordinates"
+        return [Test("prior at the edge of its support", share, 1e-3, "<=", severity="warn", description=text)] if share else []
 
     def draw_prior(self, rows: int, randomness: Randomness) -> Tensor:
         """Prior draws (rows, *event)."""
@@ -124,6 +137,8 @@ class Problem(Target):
 
     def _check_operator(self, operator: Operator) -> None:
         name = type(operator).__name__
+        if isinstance(operator, (Tensor, np.ndarray)):
+            raise UserError(f"the operator is a {name} of shape {tuple(operator.shape)}: use operators.Dense(matrix)")
         if not isinstance(operator, Operator):
             raise UserError(f"the operator is a {name}: use operators.foreign(...) or operators.Function(...)")
         if operator.domain != self.event_shape:
@@ -147,7 +162,7 @@ class Problem(Target):
             observation = observation.to(precision.to_complex() if observation.is_complex() else precision)
         observation, bad = observation.to(self.device), ~observation.to(self.device).isfinite()
         if isinstance(self.likelihood, Likelihood):
-            wanted = self.event_shape if self.operator is None else self.operator.range
+            wanted = self.likelihood.data_shape(self.event_shape if self.operator is None else self.operator.range)
             if observation.shape != wanted:
                 raise UserError(f"the observation has shape {tuple(observation.shape)}, the prediction {tuple(wanted)}")
             if self.likelihood.observed is not None:
@@ -166,6 +181,13 @@ class Problem(Target):
         if self.operator is not None:
             parts.append(f"operator={self.operator!r}")
         return f"Problem({', '.join(parts)})"
+
+
+def _numbers(observation: Any) -> Tensor:
+    try:
+        return torch.as_tensor(observation)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the observation is a {type(observation).__name__}: give a tensor of numbers ({error})") from error
 
 
 def _within(bad: Tensor, observed: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ class Recalibration:
     With median m, and ends a and b of the central interval of q(theta | y_i), the factor that just covers theta_i is
     f_i = max((theta_i - m) / (b - m), (m - theta_i) / (m - a)); the ceil((n + 1) level)-th smallest of n factors makes the
     interval [m - f (m - a), m + f (b - m)] cover a new parameter with probability >= level, for each parameter by itself and
-    on average over prior and data. Coverage for one observation, and joint coverage, are not promised: this mends widths,
+    on average over prior and data. It holds for intervals of L draws: the ends of fewer (more) draws vary more (less), so that
+    they need other factors. Coverage for one observation, and joint coverage, are not promised: this mends widths,
     not a posterior.
 
     Arguments:
-        theta, draws: simulations that were not used in training, (n, *event) and (n, L, *event).
+        theta, draws: simulations that were not used in training, (n, *event) and (n, L, *event), L as many as `intervals` gets.
         levels: of the central intervals.
 
     Raises `UserError` if n is too small for a level.
@@ -68,6 +69,7 @@ class Recalibration:
     def __init__(self, theta: Tensor, draws: Tensor, *, levels: Sequence[float] = _LEVELS) -> None:
         found = simulations(theta, draws)
         self.levels, self.simulations = tuple(float(level) for level in levels), len(found.theta)
+        self.draws = found.draws.shape[1]
         wrong = [level for level in self.levels if not 0 < level < 1]
         if wrong or not self.levels:
             raise UserError(f"levels={list(levels)}: give numbers between 0 and 1, like 0.68")
@@ -87,8 +89,18 @@ class Recalibration:
             raise UserError("some draws are all equal: intervals without width cannot be inflated")
 
     def intervals(self, draws: Result | Tensor) -> Intervals:
-        """Recalibrated intervals of a result (weighted draws are resampled), or of draws (L, *event), for one observation."""
-        rows = (draws.rows if draws.log_weight is None else draws.resampled()) if isinstance(draws, Result) else draws
+        """Recalibrated intervals of a result, of which L draws are taken by resampling, or of draws (L, *event), for one
+        observation. Raises `UserError` for fewer draws than L, and for other tensors.
+        """
+        if isinstance(draws, Result):
+            rows = draws.rows if len(draws.rows) < self.draws else draws.resampled(self.draws)
+        else:
+            rows = draws
+        if len(rows) != self.draws:
+            raise UserError(
+                f"recalibration was made with {self.draws} draws for each simulation, {len(rows)} were given: give "
+                f"{self.draws}, or make it with as many"
+            )
         if rows.shape[1:] != self.inflation.shape[1:]:
             raise UserError(
                 f"draws of shape {tuple(rows.shape)}: recalibration was made for (L, {tuple(self.inflation.shape[1:])})"
@@ -116,7 +128,7 @@ class Recalibration:
 
     def __repr__(self) -> str:
         worst = ", ".join(f"{100 * level:g} %: {test.value:.3g}" for level, test in zip(self.levels, self.tests, strict=True))
-        return f"Recalibration(inflation {worst}; {self.simulations} simulations)"
+        return f"Recalibration(inflation {worst}; {self.simulations} simulations, {self.draws} draws each)"
 
 
 def _central(draws: Tensor, level: float, dim: int) -> tuple[Tensor, ...]:

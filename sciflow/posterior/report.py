@@ -15,10 +15,10 @@ import xarray
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.files import reason, replacing
-from sciflow.posterior.plots import Picture, arviz_plots, pictures
+from sciflow.posterior.examination import examined
+from sciflow.posterior.plots import Picture, matplotlib, pictures
 from sciflow.posterior.result import Result
 from sciflow.posterior.writing import to_tree
-from sciflow.store import certificate_of
 from sciflow.strict_json import loads
 
 __all__ = ["html_page", "write_page"]
@@ -46,9 +46,9 @@ dt{font-weight:600}dd{margin:0;overflow-wrap:anywhere}figure{margin:1rem 0}img{m
 def html_page(tree: xarray.DataTree, *, figures: bool = True) -> str:
     """A self-contained page on the draws in a tree of `to_tree` or `read_draws`.
 
-    Without matplotlib and arviz-plots it has no pictures and says so. Raises `UserError` if there is no certificate.
+    Without matplotlib it has no pictures and says so. Raises `UserError` if there is no certificate.
     """
-    certificate = _certificate(tree)
+    certificate = examined(tree)
     symbol, colour, meaning = _VERDICTS[certificate.verdict]
     shown, missing = _pictures(tree) if figures else ({}, "")
     title = certificate.subject or "draws"
@@ -79,7 +79,7 @@ def html_page(tree: xarray.DataTree, *, figures: bool = True) -> str:
 def write_page(source: Result | xarray.DataTree, path: str | Path, **options: Any) -> Path:
     """Write the page on a result (`options` as in `to_tree`) or on a tree: HTML, or PNG if `path` ends so.
 
-    Raises `UserError` for another ending, without a certificate, or (PNG) without matplotlib and arviz-plots.
+    Raises `UserError` for another ending, without a certificate, or (PNG) without matplotlib.
     """
     path = Path(path)
     tree = to_tree(source, **options) if isinstance(source, Result) else source
@@ -92,13 +92,6 @@ def write_page(source: Result | xarray.DataTree, path: str | Path, **options: An
     except OSError as error:
         raise UserError(f"{path}: the page cannot be written: {reason(error)}") from error
     return path
-
-
-def _certificate(tree: xarray.DataTree) -> Certificate:
-    certificate = certificate_of(tree)
-    if certificate is None:
-        raise UserError("the draws have no certificate: run a method of sciflow.posterior, or attach one")
-    return certificate
 
 
 def _warning(tree: xarray.DataTree) -> str:
@@ -161,9 +154,8 @@ def _number(value: Any) -> str:
 
 def _png(tree: xarray.DataTree) -> bytes:
     """An A4 page drawn with matplotlib: what the HTML page says, cut where it does not fit."""
-    arviz_plots()
-    pyplot, image = import_module("matplotlib.pyplot"), import_module("matplotlib.image")
-    certificate, shown = _certificate(tree), list(pictures(tree).values())
+    pyplot, image = matplotlib(), import_module("matplotlib.image")
+    certificate, shown = examined(tree), list(pictures(tree).values())
     symbol, colour, meaning = _VERDICTS[certificate.verdict]
     figure = pyplot.figure(figsize=(8.27, 11.69), facecolor="white")
     figure.text(0.06, 0.965, certificate.subject or "draws", fontsize=15, weight="bold", va="top")
@@ -179,9 +171,9 @@ def _png(tree: xarray.DataTree) -> bytes:
             lines += textwrap.wrap(f"{name}: {value}", 125)[:2]
     top = _written(figure, lines, 0.885, 7.5)
     tests = [(_OUTCOMES[test.outcome], test.name, test.measured, test.demand) for test in certificate.tests]
-    rows = [f"{mark} {name[:44]:<45}{measured[:26]:<27}{demand}" for mark, name, measured, demand in tests]
+    rows = [f"{mark} {_short(name, 52):<53}{measured[:26]:<27}{demand}" for mark, name, measured, demand in tests]
     legend = "  ".join(f"{mark} {outcome}" for outcome, mark in _OUTCOMES.items())
-    lines = ["", f"  {'test':<45}{'value':<27}demanded", *_cut(rows, 18, "tests"), "", f"  {legend}"]
+    lines = ["", f"  {'test':<53}{'value':<27}demanded", *_cut(rows, 18, "tests"), "", f"  {legend}"]
     top = _written(figure, lines, top - 0.008, 7.0, family="monospace") - 0.01
     _placed(figure, shown, image, top)
     stream = io.BytesIO()
@@ -190,26 +182,33 @@ def _png(tree: xarray.DataTree) -> bytes:
     return stream.getvalue()
 
 
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _cut(lines: list[str], most: int, what: str) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], f"  ... and {len(lines) - most + 1} more {what}"]
 
 
-def _written(figure: Any, lines: list[str], top: float, size: float, **style: Any) -> float:
+def _written(figure: Any, lines: list[str], top: float, size: float, left: float = 0.06, **style: Any) -> float:
     step = size * 1.38 / 72 / 11.69
     for number, line in enumerate(lines):
-        figure.text(0.06, top - number * step, line, fontsize=size, va="top", **style)
+        figure.text(left, top - number * step, line, fontsize=size, va="top", **style)
     return top - len(lines) * step
 
 
 def _placed(figure: Any, shown: list[Picture], image: Any, top: float) -> None:
-    """The pictures in two columns below `top`, each under its caption."""
+    """The pictures in two columns below `top`, each under its whole caption."""
     rows = -(-len(shown) // 2)
-    for number, (png, caption) in enumerate(shown):
-        height, wide = (top - 0.02) / rows, 0.88 if len(shown) == 1 else 0.43
+    wide = 0.88 if len(shown) == 1 else 0.43
+    captions = [textwrap.wrap(caption, 84 if wide < 0.5 else 170) for _, caption in shown]
+    for number, (png, _) in enumerate(shown):
+        height = (top - 0.02) / rows
         left, upper = 0.06 + 0.45 * (number % 2), top - (number // 2) * height
-        lines = textwrap.wrap(caption, 80 if wide < 0.5 else 150)[:2]
-        figure.text(left, upper, "\n".join(lines), fontsize=6, va="top")
-        axis = figure.add_axes((left, upper - height + 0.01, wide, height - 0.03))
+        lines = max(len(entry) for entry in captions[number // 2 * 2 : number // 2 * 2 + 2])
+        _written(figure, captions[number], upper, 5.8, left=left)
+        text = lines * 5.8 * 1.38 / 72 / 11.69 + 0.004
+        axis = figure.add_axes((left, upper - height + 0.008, wide, height - text - 0.008))
         axis.imshow(image.imread(io.BytesIO(png)), interpolation="antialiased")
         axis.set_axis_off()
         axis.set_anchor("NW")

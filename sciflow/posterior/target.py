@@ -55,6 +55,10 @@ class Target(ABC):
             "values that are no numbers", share, 0.0, "<=", severity="warn", description="share of NaN or +inf: excluded"
         )
 
+    def edge_tests(self) -> list[Test]:
+        """Whether the dtype has numbers for all of the prior: empty where there is no prior of which more is known."""
+        return []
+
     def check_covered(self, values: Tensor, what: str = "starting points") -> None:
         """Raises `UserError` with the counts if no value is finite: there is nothing to start from.
 
@@ -111,6 +115,8 @@ class Energy(Target):
             raise UserError(f"temperature={temperature}: give a number > 0")
         self.energy, self.temperature = energy, temperature
         self.event_shape = torch.Size([event_shape] if isinstance(event_shape, int) else event_shape)
+        if not self.event_shape.numel():
+            raise UserError(f"the event shape is {tuple(self.event_shape)}: there is nothing to draw")
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         self.device, self.support = torch.device(device), support
         self.names = None if names is None else list(names)
@@ -153,6 +159,9 @@ class Unconstrained(Target):
 
     def values_test(self) -> Test:
         return self.inner.values_test()
+
+    def edge_tests(self) -> list[Test]:
+        return self.inner.edge_tests()
 
     def counted(self) -> Unconstrained:
         return Unconstrained(self.inner.counted())

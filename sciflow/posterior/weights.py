@@ -12,10 +12,10 @@ from torch import Tensor
 from sciflow.certificate import Test
 from sciflow.errors import UserError
 
-__all__ = ["EffectiveSize", "NoEffectiveDraws", "effective_size", "pareto_k", "smoothed", "weight_tests"]
+__all__ = ["PSIS", "EffectiveSize", "NoEffectiveDraws", "effective_size", "log_mean", "pareto_k", "smoothed", "weight_tests"]
 
 _NOTHING = -math.log(np.finfo(float).tiny)
-_PSIS = "Pareto smoothed importance sampling, Vehtari et al. 2015, arXiv 1507.02646"
+PSIS = "Pareto smoothed importance sampling, Vehtari et al. 2015, arXiv 1507.02646"
 
 
 class NoEffectiveDraws(UserError):
@@ -24,6 +24,11 @@ class NoEffectiveDraws(UserError):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+def log_mean(log_weight: Tensor) -> Tensor:
+    """log of the mean of weights over the last dimension: (..., N) -> (...)."""
+    return log_weight.logsumexp(-1) - math.log(log_weight.shape[-1])
 
 
 class EffectiveSize(NamedTuple):
@@ -128,8 +133,8 @@ def weight_tests(log_weight: Tensor, *, least: float = 100.0, k: float | None = 
     shown = None if math.isnan(k) else (-1.0 if equal else k)
     half = 0.5 * (size.high - size.low)
     tests = [
-        Test("k-hat", shown, 0.7, "<=", severity="warn", reference=_PSIS, description="shape of the tail of the weights"),
-        Test("k-hat, limit", shown, 1.0, "<=", reference=_PSIS, description="above 1 the weights have no mean"),
+        Test("k-hat", shown, 0.7, "<=", severity="warn", reference=PSIS, description="shape of the tail of the weights"),
+        Test("k-hat, limit", shown, 1.0, "<=", reference=PSIS, description="above 1 the weights have no mean"),
         Test("effective draws", size.size, least, ">=", error=half, severity="warn",
              description=f"1 / sum of squared weights; 90 % bootstrap interval {size.low:.4g} to {size.high:.4g}"),
         Test("effective share, quarters over all", None if math.isnan(size.optimism) else size.optimism, 1.5, "<=",

@@ -16,21 +16,24 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.files import reason, remove, replace_folder, temporary
+from sciflow.posterior.bound_draws import check_bound, resampled
 from sciflow.posterior.calls import Calls
+from sciflow.posterior.diagnostics.battery import Battery
 from sciflow.posterior.diagnostics.ranks import Ranks
 from sciflow.posterior.log_evidence import Evidence
-from sciflow.posterior.randomness import Randomness
-from sciflow.posterior.resampling import systematic
+from sciflow.posterior.rank_figures import rank_group, with_rank_tests
 from sciflow.posterior.result import Estimate, Posterior, Result
 from sciflow.store import certificate_of, to_netcdf
-from sciflow.store.files import consolidate
+from sciflow.store.binding import HASHES, bound
+from sciflow.store.files import certified, consolidate
 from sciflow.store.streaming import is_draws
 from sciflow.store.tree import data_group, library, numpy_of, versions
 from sciflow.strict_json import dumps, loads, plain
 
-__all__ = ["from_tree", "to_tree", "write"]
+__all__ = ["STATISTICS", "from_tree", "to_tree", "write"]
 
-_STATISTICS = {
+# of a result -> name in files, meaning
+STATISTICS = {
     "log_weight": ("log_weight", "unnormalised log-weight of the draw"),
     "log_prob": ("log_prob", "log of the unnormalised density of the target at the draw"),
     "log_likelihood": ("log_likelihood", "log p(observation | draw)"),
@@ -47,30 +50,37 @@ _ESTIMATE = "an estimate: these draws are not the posterior's, in no limit of co
 def to_tree(
     result: Result, *, names: Sequence[str] | None = None, dims: Sequence[str] | None = None,
     coords: Mapping[str, Any] | None = None, observed: Mapping[str, Any] | None = None,
-    constants: Mapping[str, Any] | None = None, calibration: Iterable[Ranks] = (), recalibrated: Any = None,
-    hashes: Mapping[str, str] | None = None, equal_weights: bool = False, seed: int = 0,
+    constants: Mapping[str, Any] | None = None, calibration: Battery | Iterable[Ranks] = (), recalibrated: Any = None,
+    hashes: Mapping[str, str] | None = None, units: Mapping[str, str] | str | None = None, equal_weights: bool = False,
+    seed: int = 0,
 ) -> xarray.DataTree:  # fmt: skip
     """The result as a tree: groups `posterior` (for an `Estimate`: `estimate`), `sample_stats`, and what else there is of
     `observed_data`, `constant_data`, `evidence`, `traces`, `prior_sbc` and `recalibrated`; certificate, method, seed, calls,
-    versions and hashes in the attributes. No tree is without a certificate.
+    versions and hashes in the attributes. No tree is without a certificate, which has the sha256 of draws and weights.
 
     Arguments:
         names: of the parameters along the last dimension of the event; by default those of the result.
         dims: names of the dimensions of the event; "feature" for vectors.
         coords: dimension -> values.
         observed, constants: name -> array; the sha256 of each observed one is recorded.
-        calibration: `Ranks` of a battery, for `arviz_plots.plot_ecdf_pit(tree, sample_dims="simulation")`.
+        calibration: a `Battery`, or `Ranks`; the certificate gets their tests, so that no figure shows what no test judges.
         recalibrated: `Intervals` of `Recalibration.intervals`: a labelled group beside the draws, which stay as they are.
         hashes: of model and data files.
+        units: of the parameters, name -> unit, or one for all; figures show them.
         equal_weights: resample weighted draws (systematically, shuffled) into one chain: what ArviZ's summaries need.
         seed: of the resampling.
+
+    Raises `UserError` if the result's certificate is bound to other draws (a file was read, and its draws changed).
     """
+    check_bound(result)
     if equal_weights:
-        result = _resampled(result, seed)
+        result = resampled(result, seed)
     x = numpy_of(result.x)
     names = result.names if names is None else names
     dims, coordinates = _coordinates(x.shape, names, dims, coords)
-    root: dict[str, Any] = {"certificate": result.certificate.to_json(), "kind": result.group, "versions": versions()}
+    ranks = rank_group(calibration)
+    certificate = result.certificate if ranks is None else with_rank_tests(result.certificate, calibration, ranks)
+    root: dict[str, Any] = {"kind": result.group, "versions": versions()}
     for name, entry in result.describe().items():
         if name != "evidence":
             root[name] = entry if isinstance(entry, (str, int)) else dumps(plain(entry, name), indent=None)
@@ -91,7 +101,11 @@ def to_tree(
     index = {"chain": np.arange(x.shape[0]), "draw": np.arange(x.shape[1])}
     groups = {
         "/": xarray.Dataset(attrs=root),
-        result.group: xarray.Dataset({"x": (["chain", "draw", *dims], x)}, {**index, **coordinates}, attributes),
+        result.group: xarray.Dataset(
+            {"x": (["chain", "draw", *dims], x, _units(units, coordinates.get(dims[-1]) if dims else None))},
+            {**index, **coordinates},
+            attributes,
+        ),
         "sample_stats": xarray.Dataset(_statistics(result), index, attributes),
     }
     for group, entries in (("observed_data", observed), ("constant_data", constants)):
@@ -103,14 +117,14 @@ def to_tree(
         groups["evidence"] = xarray.Dataset(variables, attrs={"method": method})
     if result.traces:
         groups["traces"] = data_group("traces", result.traces, (), [], {})
-    ranks = list(calibration)
-    if ranks:
-        values = np.stack([numpy_of(entry.values) for entry in ranks])
-        quantities = {"quantity": [entry.name for entry in ranks], "simulation": np.arange(values.shape[1])}
-        groups["prior_sbc"] = xarray.Dataset({"rank": (["quantity", "simulation"], values)}, quantities, library())
+    if ranks is not None:
+        groups["prior_sbc"] = ranks
     if recalibrated is not None:
         groups["recalibrated"] = recalibrated.dataset(dims, coordinates)
-    return xarray.DataTree.from_dict(groups)
+    tree = xarray.DataTree.from_dict(groups)
+    context = {name: entry for name, entry in certificate.context.items() if name != HASHES}
+    tree.attrs["certificate"] = bound(replace(certificate, context=context), tree).to_json()
+    return tree
 
 
 def from_tree(tree: xarray.DataTree) -> Posterior | Estimate:
@@ -123,7 +137,7 @@ def from_tree(tree: xarray.DataTree) -> Posterior | Estimate:
     if kind.group not in tree.children or certificate is None or "calls" not in tree.attrs:
         raise UserError("the tree holds no result: it needs draws, a certificate and the attribute 'calls' (see to_tree)")
     stats = tree["sample_stats"]
-    found: dict[str, Any] = {name: _tensor(stats[stored]) for name, (stored, _) in _STATISTICS.items() if stored in stats}
+    found: dict[str, Any] = {name: _tensor(stats[stored]) for name, (stored, _) in STATISTICS.items() if stored in stats}
     last = tree[kind.group].coords.get(str(tree[kind.group]["x"].dims[-1]))
     if last is not None and last.dtype.kind in "UO":
         found["names"] = tuple(map(str, last.values))
@@ -145,7 +159,8 @@ def from_tree(tree: xarray.DataTree) -> Posterior | Estimate:
 def write(result: Result | xarray.DataTree, path: str | Path, **options: Any) -> Path:
     """Write a result (`options` as in `to_tree`) or its tree: netCDF for `.nc`, a Zarr folder otherwise; whole or not at all.
 
-    `read_draws` reads both. Raises `UserError` if the draws have no certificate, or if `path` holds something else.
+    `read_draws` reads both. Raises `UserError` if the draws have no certificate or that of others, or if `path` holds something
+    else.
     """
     path = Path(path)
     tree = to_tree(result, **options) if isinstance(result, Result) else result
@@ -157,7 +172,7 @@ def write(result: Result | xarray.DataTree, path: str | Path, **options: Any) ->
         raise UserError(f"{path}: draws are written as netCDF (a path ending in .nc) or as a Zarr folder (such as draws.zarr)")
     if path.exists() and not is_draws(path):
         raise UserError(f"{path} exists and holds no draws: it is not overwritten, give another path")
-    beside = temporary(path)
+    beside, tree = temporary(path), certified(tree)
     remove(beside)
     try:
         with warnings.catch_warnings():
@@ -199,7 +214,7 @@ def _coordinates(
 def _statistics(result: Result) -> dict[str, Any]:
     found: dict[str, Any] = {
         stored: (["chain", "draw"], numpy_of(getattr(result, name)), {"description": text})
-        for name, (stored, text) in _STATISTICS.items()
+        for name, (stored, text) in STATISTICS.items()
         if getattr(result, name) is not None
     }
     for name, count in result.calls.as_dict().items():
@@ -207,19 +222,15 @@ def _statistics(result: Result) -> dict[str, Any]:
     return found
 
 
-def _resampled(result: Result, seed: int) -> Result:
-    """One chain of equally weighted draws with all that is known of each; the result itself if it is not weighted."""
-    if result.log_weight is None:
-        return result
-    randomness, count = Randomness(seed, "resampled", device=result.x.device), len(result.rows)
-    index = systematic(result.weights, count, randomness.uniform(1, 1)[0, 0])
-    index = index[randomness.uniform(count, 1)[:, 0].argsort()]  # duplicates apart: no false autocorrelation
-    found = {
-        name: getattr(result, name).flatten()[index].unsqueeze(0)
-        for name in ("log_prob", "log_likelihood", "log_proposal")
-        if getattr(result, name) is not None
-    }
-    return replace(result, x=result.rows[index].unsqueeze(0), log_weight=None, **found)
+def _units(units: Mapping[str, str] | str | None, names: Any) -> dict[str, Any]:
+    """As an attribute: one unit, or one per name in JSON."""
+    if units is None or isinstance(units, str):
+        return {} if units is None else {"units": units}
+    known = [] if names is None else [str(name) for name in names]
+    strange = sorted(set(units) - set(known))
+    if strange:
+        raise UserError(f"units: there is no parameter {strange[0]!r}; the draws have {known or 'no names: give names='}")
+    return {"units": dumps(dict(units), indent=None)}
 
 
 def _tensor(values: Any) -> Tensor:

@@ -20,7 +20,7 @@ from sciflow.errors import UserError
 from sciflow.files import reason
 from sciflow.noise import stream_id, uniform
 from sciflow.persistence import fingerprint
-from sciflow.store.files import read_draws
+from sciflow.store.files import certified, read_draws
 from sciflow.store.source import Source, source
 from sciflow.store.streaming import ZarrStream
 from sciflow.store.tree import layout, numpy_of, versions
@@ -138,7 +138,7 @@ def draw(
                         out[name] = np.empty(plan.arrays[name][2], dtype=array.dtype)
                     out[name][:, first : first + chunk] = array
                 advance(min(first + chunk, n))
-            return plan.tree(out)
+            return certified(plan.tree(out))
         return _to_zarr(ZarrStream(path, resume=resume), plan, values, request, chunk, advance)
 
 

@@ -12,6 +12,7 @@ import zarr
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.files import reason, replacing
+from sciflow.store.binding import bound
 
 __all__ = ["GROUPS", "attach_certificate", "certificate_of", "read_draws", "to_netcdf"]
 
@@ -27,9 +28,11 @@ def to_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
     "imag") and the attribute `complex_dtype`, which `read_draws` undoes. Tree and file are built in memory: HDF5 crashes the
     process if the disk is full while it writes.
 
-    Raises `UserError` if the file cannot be written.
+    The certificate, if there is one, gets the sha256 of the arrays. Raises `UserError` if it belongs to other draws, or if the
+    file cannot be written.
     """
     path = Path(path)
+    tree = certified(tree)
     try:
         with replacing(path) as beside:
             beside.write_bytes(tree.map_over_datasets(_split).to_netcdf(None, engine="h5netcdf"))
@@ -55,7 +58,7 @@ def read_draws(path: str | Path) -> xarray.DataTree:
         if path.is_dir():
             tree = xarray.open_datatree(path, engine="zarr", consolidated=None if _consolidated(path) else False)
         else:
-            with xarray.open_datatree(path, engine="h5netcdf") as opened:
+            with xarray.open_datatree(path, engine="h5netcdf", phony_dims="sort") as opened:
                 tree = opened.load().map_over_datasets(_join)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not readable as draws: {' '.join(str(error).split())[:200]}") from error
@@ -73,14 +76,29 @@ def certificate_of(tree: xarray.DataTree) -> Certificate | None:
 def attach_certificate(path: str | Path, certificate: Certificate) -> None:
     """Store a certificate with the draws in a Zarr folder; the draws are not rewritten.
 
-    Raises `UserError` if `path` holds no draws, or holds them in a netCDF file.
+    Raises `UserError` if `path` holds no draws, or holds them in a netCDF file, or if the certificate belongs to other draws.
     """
     read_draws(path)
     if not Path(path).is_dir():
         raise UserError(f"{path}: a certificate is attached to a Zarr folder; attach it there, then use to_netcdf again")
-    group = zarr.open_group(path, mode="r+", use_consolidated=False)
-    group.attrs["certificate"] = certificate.to_json()
+    record_certificate(Path(path), certificate)
     consolidate(Path(path))
+
+
+def record_certificate(folder: Path, certificate: Certificate) -> None:
+    """Write a certificate, with the sha256 of the draws, into a Zarr folder; consolidate afterwards."""
+    with_hashes = bound(certificate, read_draws(folder))
+    zarr.open_group(folder, mode="r+", use_consolidated=False).attrs["certificate"] = with_hashes.to_json()
+
+
+def certified(tree: xarray.DataTree) -> xarray.DataTree:
+    """The tree with the sha256 of its arrays in its certificate; the tree itself if it has none."""
+    certificate = certificate_of(tree)
+    if certificate is None:
+        return tree
+    tree = tree.copy(deep=False)
+    tree.attrs = {**tree.attrs, "certificate": bound(certificate, tree).to_json()}
+    return tree
 
 
 def consolidate(path: Path) -> None:

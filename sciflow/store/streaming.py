@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import zarr
 
+from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.files import alive, flush, remove, replace_folder, replacing
-from sciflow.store.files import GROUPS, consolidate, read_draws
+from sciflow.store.files import GROUPS, certificate_of, consolidate, read_draws, record_certificate
 from sciflow.store.tree import Layout
 from sciflow.strict_json import dumps, loads
 
@@ -64,11 +65,13 @@ class ZarrStream:
     def certify(self, certificate: str | None) -> None:
         """Store a certificate with draws that are there already."""
         folder = self.path if self.path.exists() and not self.places else self.partial
-        group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-        if certificate is not None and group.attrs.get("certificate") != certificate:
-            group.attrs["certificate"] = certificate
-            if folder == self.path:
-                consolidate(folder)
+        if certificate is None:
+            return
+        if folder == self.path:
+            record_certificate(folder, Certificate.from_json(certificate))
+            consolidate(folder)
+        else:
+            zarr.open_group(folder, mode="r+", use_consolidated=False).attrs["certificate"] = certificate
 
     def is_complete(self, request: dict[str, Any], first: np.ndarray) -> bool:
         """Whether `path` already holds what is asked for."""
@@ -102,6 +105,9 @@ class ZarrStream:
         """Put the complete store in its place."""
         for leftover in self.partial.glob(f"{_PROGRESS}*"):  # a process that was killed may have left a temporary one
             leftover.unlink()
+        certificate = certificate_of(read_draws(self.partial))
+        if certificate is not None:
+            record_certificate(self.partial, certificate)
         consolidate(self.partial)
         replace_folder(self.partial, self.path)
         return self.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from sciflow.errors import UserError
+from sciflow.flows import Flow
 from sciflow.posterior.amortised.scaling import parts
 from sciflow.posterior.randomness import Randomness
 from sciflow.transport import TransportFlow
@@ -33,6 +35,7 @@ class BoundPosterior:
 
     def __init__(self, posterior: AmortisedPosterior, y: Any) -> None:
         self.posterior, self.y = posterior, y
+        self.evaluations = 0  # of velocities, so far
         self.event_shape = torch.Size((posterior.coordinates.features,))
         with torch.no_grad():
             scaled = posterior.scaling(y)
@@ -42,9 +45,12 @@ class BoundPosterior:
     def support(self) -> Any:
         """Within the bounds."""
         low, high = self.posterior.coordinates.low, self.posterior.coordinates.high
-        inside = [constraints.real if not (a.isfinite() or b.isfinite()) else constraints.interval(a, b)
-                  for a, b in zip(low, high, strict=True)]  # fmt: skip
-        return constraints.stack(inside, -1) if len(set(map(type, inside))) > 1 else constraints.independent(inside[0], 1)
+        below, above = low.isfinite(), high.isfinite()
+        if not bool((below | above).any()):
+            return constraints.independent(constraints.real, 1)
+        if bool((below & above).all()):
+            return constraints.independent(constraints.interval(low, high), 1)
+        return constraints.stack([_between(a, b) for a, b in zip(low, high, strict=True)], -1)
 
     @property
     def uniforms(self) -> int:
@@ -76,13 +82,13 @@ class BoundPosterior:
         shape = uniform.shape[:-1]
         return theta.reshape(*shape, -1), None if log_q is None else log_q.reshape(shape)
 
-    @torch.no_grad()
     def log_prob(self, theta: Tensor) -> Tensor:
-        """log q(theta | y) (...), -inf outside of the bounds."""
+        """log q(theta | y) (...), -inf outside of the bounds; with a gradient in theta, if it asks for one."""
         if theta.shape[-1:] != self.event_shape:
             raise ValueError(f"theta has shape {tuple(theta.shape)}, expected (..., {self.event_shape[0]})")
         rows = theta.reshape(-1, *self.event_shape)
-        found = torch.cat([self._log_prob(piece) for piece in rows.split(self._rows)]) if len(rows) else rows.new_zeros(0)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and theta.requires_grad):  # not that of the weights
+            found = torch.cat([self._log_prob(piece) for piece in rows.split(self._rows)]) if len(rows) else rows.new_zeros(0)
         return found.reshape(theta.shape[:-1])
 
     def sample(self, shape: Any = ()) -> Tensor:
@@ -129,7 +135,13 @@ class BoundPosterior:
         good = prior.support.check(theta.to(prior.reference.dtype))
         return inside & good.reshape(len(theta), -1).all(1)
 
-    def _drawn(self, uniform: Tensor, density: bool) -> tuple[Tensor, Tensor | None]:
+    def mapped(self, uniform: Tensor, contexts: Sequence[Tensor | None]) -> Tensor:
+        """theta (B, D) of uniforms (B, uniforms), each row for an observation of its own: its context, per flow (B, c)."""
+        return self._drawn(uniform, False, contexts)[0]
+
+    def _drawn(
+        self, uniform: Tensor, density: bool, contexts: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         flows, weights = self.posterior.members, self.posterior.weights
         which = torch.zeros(len(uniform), dtype=torch.int64, device=uniform.device)
         if len(flows) > 1:
@@ -139,9 +151,10 @@ class BoundPosterior:
         for number, flow in enumerate(flows):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
-                found = flow.from_uniform(
-                    uniform[rows, : flow.uniforms], self._context(number, len(rows)), None, density=density and len(flows) == 1
-                )
+                given = None if contexts is None else contexts[number]
+                context = self._context(number, len(rows)) if given is None else given[rows]
+                found = flow.from_uniform(uniform[rows, : flow.uniforms], context, None, density=density and len(flows) == 1)
+                self._count(found.evaluations, len(rows))
                 z[rows] = found.x.double()
                 if found.log_prob is not None:
                     log_q[rows] = found.log_prob.double()
@@ -155,10 +168,22 @@ class BoundPosterior:
         rows = z.to(self._dtype())
         terms = []
         for number, flow in enumerate(self.posterior.members):
-            latent, inner = flow.to_latent(rows, self._context(number, len(rows)), None)
+            latent, inner = self._latent(flow, rows, self._context(number, len(rows)))
             terms.append((flow.base.log_prob(latent, self._context(number, len(rows)), None) + inner).double())
         mixed = (torch.stack(terms) + self.posterior.weights.log().unsqueeze(1)).logsumexp(0)
         return torch.where(self.posterior.coordinates.contains(theta.double()), mixed + ladj, -torch.inf)
+
+    def _latent(self, flow: Flow, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not isinstance(flow, TransportFlow):
+            return flow.to_latent(rows, context, None)
+        solution = flow.solve(flow.shifted(rows, context, None), context, None, 1.0, 0.0, density=True)
+        assert solution.log_det is not None
+        self._count(solution.evaluations, len(rows))
+        return solution.x, solution.log_det.value
+
+    def _count(self, each: Tensor | int | None, rows: int) -> None:
+        if each is not None:
+            self.evaluations += int(each.sum()) if isinstance(each, Tensor) else rows * each
 
     def _context(self, number: int, rows: int) -> Tensor | None:
         context = self._contexts[number]
@@ -169,3 +194,9 @@ class BoundPosterior:
 
     def __repr__(self) -> str:
         return f"{self.posterior!r} at data {tuple(parts(self.y)[0].shape[1:])}"
+
+
+def _between(low: Tensor, high: Tensor) -> Any:
+    if low.isfinite():
+        return constraints.interval(low, high) if high.isfinite() else constraints.greater_than_eq(low)
+    return constraints.less_than(high) if high.isfinite() else constraints.real

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sciflow.arguments import integer
 from sciflow.errors import UserError
 from sciflow.flows import Flow
 from sciflow.flows.condition import Encoder, encoder_for
 from sciflow.flows.set_encoder import SetEncoder
 from sciflow.posterior.amortised.coordinates import Coordinates, bounds_of
 from sciflow.posterior.amortised.encoders import Embedded, Tokens
+from sciflow.posterior.amortised.held_out import SeenRows
+from sciflow.posterior.amortised.members import train_members
 from sciflow.posterior.amortised.model import AmortisedPosterior
 from sciflow.posterior.amortised.recipes import Given, JointRecipe, Recipe, recipe_of
-from sciflow.posterior.amortised.scaling import Scaling, checked_data, finite_rows, parts, rows_of
+from sciflow.posterior.amortised.scaling import Scaling, checked_rows, finite_rows, parts, rows_of
 from sciflow.posterior.amortised.simulation_distance import SimulationDistance, summary
-from sciflow.posterior.prior import as_prior
-from sciflow.training import fit
-from sciflow.training.data import split
+from sciflow.posterior.prior import Prior, as_prior
 
-__all__ = ["fit_posterior"]
+__all__ = ["fit_posterior", "usable"]
 
 _LOG = logging.getLogger(__name__)
 _FEWEST = 20
@@ -68,12 +66,42 @@ def fit_posterior(
     torch.Size([1, 10, 1])
     """
     known = as_prior(prior)
+    theta, y, excluded = usable(known, theta, y)
+    recipe = recipe_of(flow)
+    coordinates = Coordinates(*bounds_of(known.support, theta.shape[1])).fit(theta)
+    scaling = _scaling(y, exchangeable, recipe, embedding).fit(y)
+    z = torch.cat([coordinates(piece)[0] for piece in theta.split(65536)]).float()
+    scaled = scaling(y)
+    features = summary(rows_of(scaled, torch.arange(1)), scaling.of_set).shape[1]
+    distance = SimulationDistance(features, pooled=scaling.of_set).fit(scaled)
+
+    def build(member: int) -> Flow:
+        return _built(recipe, theta.shape[1], _encoder(scaled, scaling, recipe, embedding, member), seed + member, exchangeable)
+
+    trained = train_members(
+        recipe, build, z, scaled, validation=validation, seed=seed, progress=progress, checkpoint=checkpoint, training=training
+    )
+    seen = SeenRows.of(theta, y)
+    posterior = AmortisedPosterior(trained.flows, coordinates, scaling, distance, seen, names=known.names)
+    posterior.simulations.fill_(len(z))
+    posterior.excluded.fill_(excluded)
+    if trained.validation_loss is not None:
+        posterior.validation_loss.fill_(trained.validation_loss)
+    posterior.records, posterior.training_seconds = trained.records, trained.seconds
+    return posterior.eval().with_prior(known)
+
+
+def usable(prior: Prior, theta: Any, y: Any) -> tuple[Tensor, Any, int]:
+    """Simulations without NaN and infinity, and how many had them.
+
+    Raises `UserError` if the shapes do not fit, or hardly any are left.
+    """
     theta = torch.as_tensor(theta)
-    y = checked_data(y, "the simulated data")
+    y = checked_rows(y, "the simulated data")
     rows = len(parts(y)[0])
-    if theta.shape != (rows, *known.event_shape) or theta.dim() != 2:
+    if theta.shape != (rows, *prior.event_shape) or theta.dim() != 2:
         raise UserError(
-            f"theta has shape {tuple(theta.shape)}, y has {rows} rows, and the prior event shape {tuple(known.event_shape)}: "
+            f"theta has shape {tuple(theta.shape)}, y has {rows} rows, and the prior event shape {tuple(prior.event_shape)}: "
             "expected theta (N, D) with one row per simulation"
         )
     good = theta.isfinite().all(1) & finite_rows(y)
@@ -86,43 +114,7 @@ def fit_posterior(
     if excluded:
         _LOG.warning("%d of %d simulations failed or are not finite and are left out", excluded, rows)
         theta, y = theta[good], rows_of(y, good)
-
-    recipe = recipe_of(flow)
-    coordinates = Coordinates(*bounds_of(known.support, theta.shape[1])).fit(theta)
-    scaling = _scaling(y, exchangeable, recipe, embedding).fit(y)
-    z = torch.cat([coordinates(piece)[0] for piece in theta.split(65536)]).float()
-    scaled = scaling(y)
-    features = summary(rows_of(scaled, torch.arange(1)), scaling.of_set).shape[1]
-    distance = SimulationDistance(features, pooled=scaling.of_set).fit(scaled)
-
-    flows: list[Flow] = []
-    records, losses = [], []
-    began = time.process_time()
-    for member in range(integer("members", recipe.members, 1, 1000)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 7919 * member)
-            encoder = _encoder(scaled, scaling, recipe, embedding, member)
-            network = _built(recipe, theta.shape[1], encoder, seed + member, exchangeable)
-        own, held = split(len(z), validation, seed=seed + member)
-        arguments = {**recipe.fit_arguments, **(training or {})}
-        if not len(held):
-            arguments.pop("patience", None)
-        folder = None if checkpoint is None else Path(checkpoint) / f"member-{member}"
-        record = fit(
-            network, (z[own], rows_of(scaled, own)), validation=(z[held], rows_of(scaled, held)) if len(held) else 0.0,
-            objective=recipe.objective(), seed=seed + member, progress=progress, checkpoint=folder, resume=folder is not None,
-            **arguments,
-        )  # fmt: skip
-        flows.append(network)
-        records.append(record)
-        losses.append(record.best_validation_loss)
-    posterior = AmortisedPosterior(flows, coordinates, scaling, distance)
-    posterior.simulations.fill_(len(z))
-    posterior.excluded.fill_(excluded)
-    if all(loss is not None for loss in losses):
-        posterior.validation_loss.fill_(sum(losses) / len(losses))  # type: ignore[arg-type]
-    posterior.records, posterior.training_seconds = records, time.process_time() - began
-    return posterior.eval().with_prior(known)
+    return theta, y, excluded
 
 
 def _scaling(y: Any, exchangeable: bool, recipe: Recipe, embedding: nn.Module | None) -> Scaling:

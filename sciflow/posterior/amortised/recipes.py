@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sciflow.errors import UserError
 from sciflow.flows import Flow, NeuralSplineFlow
 from sciflow.flows.condition import Encoder
+from sciflow.posterior.amortised.affine_spline import AffineSplineFlow
 from sciflow.posterior.amortised.encoders import Tokens
 from sciflow.posterior.amortised.joint_matching import JointMatching
 from sciflow.posterior.amortised.joint_network import JointNetwork
@@ -18,7 +19,7 @@ from sciflow.transport.part import Part
 from sciflow.transport.steppers import FixedStep
 from sciflow.transport.times import PowerLaw
 
-__all__ = ["Given", "JointRecipe", "MatchingRecipe", "Recipe", "SplineRecipe", "recipe_of"]
+__all__ = ["Given", "JointRecipe", "LikelihoodRecipe", "MatchingRecipe", "Recipe", "SplineRecipe", "recipe_of"]
 
 
 class Recipe(Part):
@@ -26,7 +27,7 @@ class Recipe(Part):
 
     Arguments:
         training: arguments of `sciflow.training.fit`, over those of the recipe.
-        members: how many flows are trained, each from its own start on its own split; the posterior is their mean.
+        members: how many flows are trained, each from its own start; the posterior is their mean.
     """
 
     defaults: Mapping[str, Any] = {}
@@ -54,10 +55,10 @@ class SplineRecipe(Recipe):
     Flows, Durkan et al. 2019, arXiv 1906.04032.
     """
 
-    defaults = {"epochs": 35, "batch_size": 128, "learning_rate": 1e-3, "ema": 0.995, "weight_decay": 1e-2, "patience": 10}  # noqa: RUF012
+    defaults = {"epochs": 35, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.995, "weight_decay": 1e-2, "patience": 10}  # noqa: RUF012
 
     def __init__(
-        self, transforms: int = 5, bins: int = 8, hidden: Sequence[int] = (64, 64),
+        self, transforms: int = 2, bins: int = 8, hidden: Sequence[int] = (128, 128, 128),
         kind: Literal["coupling", "autoregressive"] = "autoregressive", *, activation: str = "silu", members: int = 2,
         training: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
@@ -72,6 +73,31 @@ class SplineRecipe(Recipe):
 
     def build(self, parameters: int, encoder: Encoder, seed: int) -> Flow:
         return NeuralSplineFlow(parameters, encoder=encoder, seed=seed, **self.arguments)
+
+
+class LikelihoodRecipe(Recipe):
+    """The flow of a learned likelihood: affine layers for location and scale, splines for the shape.
+
+    Source: Sequential neural likelihood, Papamakarios, Sterratt and Murray 2018, arXiv 1805.07226.
+    """
+
+    defaults = {"epochs": 60, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.995, "weight_decay": 1e-2, "patience": 15}  # noqa: RUF012
+
+    def __init__(
+        self, affine: int = 2, splines: int = 1, bins: int = 8, hidden: Sequence[int] = (128, 128, 128), *,
+        activation: str = "silu", members: int = 4, training: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(members=members, training=training)
+        self.arguments: dict[str, Any] = {
+            "affine": affine,
+            "splines": splines,
+            "bins": bins,
+            "hidden": hidden,
+            "activation": activation,
+        }
+
+    def build(self, parameters: int, encoder: Encoder, seed: int) -> Flow:
+        return AffineSplineFlow(parameters, encoder=encoder, seed=seed, **self.arguments)
 
 
 class MatchingRecipe(Recipe):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.amortised.bound import BoundPosterior
@@ -24,7 +25,7 @@ from sciflow.posterior.weights import NoEffectiveDraws, weight_tests
 if TYPE_CHECKING:
     from sciflow.posterior.amortised.model import AmortisedPosterior
 
-__all__ = ["refined"]
+__all__ = ["refined", "refined_target"]
 
 _DEFENSIVE = 0.05  # share of proposals from the prior
 _ROUNDS = 200
@@ -40,7 +41,8 @@ def refined(
     r"""Equally weighted draws of p(theta | y) from proposals of q(theta | y).
 
     1. 10 proposals per draw (or `proposals`), 5 % of them from the prior, with the mixture's density in every weight:
-       w = p~(theta) / (0.95 q(theta | y) + 0.05 p(theta)); k-hat and effective size are those of w.
+       w = p~(theta) / (0.95 q(theta | y) + 0.05 p(theta)); k-hat and effective size are those of w. All of them are of q where
+       the density of the prior has no constant (a truncated one).
     2. Systematic resampling.
     3. Metropolis moves along differences of other draws, until no two draws are the same and each has moved 3 times on average,
        12 times if fewer proposals are effective than draws are asked for: copies have to forget where they came from.
@@ -52,11 +54,12 @@ def refined(
     A Markov chain Monte Carlo version of the genetic algorithm differential evolution, ter Braak 2006, doi
     10.1007/s11222-006-8769-1.
     """
-    target = _target(posterior, likelihood).counted()
-    count = 10 * draws if proposals is None else proposals
-    if count < draws:
-        raise UserError(f"proposals={count} for {draws} draws: give at least as many")
-    proposal = Proposal(bound) if posterior.prior is None else Defensive([bound, posterior.prior], [1 - _DEFENSIVE, _DEFENSIVE])
+    target = refined_target(posterior, likelihood).counted()
+    count = 10 * draws if proposals is None else integer("proposals", proposals, draws, 2**40)
+    prior = posterior.prior
+    # a truncated prior has no constant to be mixed by, and where it ends q is hardly ever
+    mixture = [bound, prior] if prior is not None and prior.normalised else [bound]
+    proposal = Proposal(bound) if len(mixture) == 1 else Defensive(mixture, [1 - _DEFENSIVE, _DEFENSIVE])
     importance = Importance(proposal, replicates=_REPLICATES, coverage=0)
     try:
         proposed = importance.run(target, max(count, 2 * _REPLICATES), randomness.child("proposals"), progress=False)
@@ -84,6 +87,7 @@ def refined(
         Test("draws outside of the prior", outside, 0.0, "<=", severity="warn",
              description="share of proposals, which have weight 0"),
         target.values_test(),
+        *target.edge_tests(),
     ]  # fmt: skip
     certificate = posterior.certificate([*tests, *weighed, *more], randomness.seed, draws, refined=True, target=repr(target))
     return Posterior(
@@ -93,7 +97,8 @@ def refined(
     )  # fmt: skip
 
 
-def _target(posterior: AmortisedPosterior, likelihood: Any) -> Target:
+def refined_target(posterior: AmortisedPosterior, likelihood: Any) -> Target:
+    """What draws are refined to. Raises `UserError` for one of other parameters, and for a function without a prior."""
     if likelihood is None:
         raise UserError("refine=True needs likelihood=: a Problem, or a function theta (B, D) -> log p(y | theta) (B,)")
     if isinstance(likelihood, Target):

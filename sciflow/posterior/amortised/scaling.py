@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sciflow.errors import UserError
 from sciflow.recorded import Recorded
 
-__all__ = ["Scaling", "checked_data", "finite_rows", "rows_of"]
+__all__ = ["Scaling", "checked_data", "checked_rows", "finite_rows", "one_row", "parts", "rows_of"]
 
 
 class Scaling(nn.Module, Recorded):
@@ -86,18 +86,58 @@ def finite_rows(y: Any) -> Tensor:
     good = values.isfinite()
     if mask is not None:
         good = good | ~mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
-    return good.reshape(len(values), -1).all(1)
+    return good.unsqueeze(-1).flatten(1).all(1)
+
+
+def one_row(scaling: Scaling, y: Any) -> Any:
+    """One observation as a batch of one row. Raises `UserError` if it is not of the trained kind, or is not finite."""
+    shape = scaling.shape
+    if shape == (1,) and not scaling.of_set and not isinstance(y, Mapping):
+        y = torch.as_tensor(y)
+        y = y.unsqueeze(0) if y.dim() == 0 else y  # a number, as `checked_rows` takes it
+    y = checked_data(y, "the observation")
+    if scaling.of_set:
+        if not isinstance(y, dict):
+            y = {"observations": y, "mask": torch.ones(y.shape[:-1], dtype=torch.bool)}
+        values, mask = y["observations"], y["mask"]
+        if values.dim() == 2:
+            values, mask = values.unsqueeze(0), mask.unsqueeze(0)
+        if values.dim() != 3 or values.shape[0] != 1 or values.shape[2:] != shape:
+            raise UserError(f"the observation has shape {tuple(values.shape)}, expected (M, {shape[0]}): one set at a time")
+        present: Tensor | None = mask
+    else:
+        if isinstance(y, dict):
+            values, present = y["observations"], y["mask"]
+            if not scaling.tokens:
+                raise UserError("the observation has a mask but the posterior was trained without one: use flow='joint'")
+        else:
+            values, present = y, None
+        if values.dim() == len(shape):
+            values, present = values.unsqueeze(0), None if present is None else present.unsqueeze(0)
+        if values.shape != (1, *shape):
+            raise UserError(f"the observation has shape {tuple(values.shape)}, expected {tuple(shape)}: one at a time")
+        mask = present
+    seen = values if present is None else values[present]
+    if not bool(seen.isfinite().all()):
+        raise UserError(f"the observation has {int((~seen.isfinite()).sum())} values that are NaN or infinite: mask them")
+    return values if mask is None else {"observations": values, "mask": mask}
+
+
+def checked_rows(y: Any, what: str, device: torch.device | str | None = None) -> Any:
+    """`checked_data` of many simulations; numbers (rows,) are data of one feature (rows, 1)."""
+    y = checked_data(y, what, device)
+    return y.unsqueeze(1) if isinstance(y, Tensor) and y.dim() == 1 else y
 
 
 def checked_data(y: Any, what: str, device: torch.device | str | None = None) -> Any:
     """Tensors from what a user calls data: an array (rows, ...), or a mapping with "observations" and, perhaps, "mask".
 
-    Raises `UserError` for other things.
+    Raises `UserError` for other things, and for complex numbers.
     """
     if isinstance(y, Mapping):
         if set(y) - {"observations", "mask"} or "observations" not in y:
             raise UserError(f"{what}: a mapping with {sorted(y)}; give 'observations' (rows, M, d) and 'mask' (rows, M)")
-        values = torch.as_tensor(y["observations"], device=device)
+        values = _real(torch.as_tensor(y["observations"], device=device), what)
         given = y.get("mask")
         if given is None:
             return {"observations": values, "mask": torch.ones(values.shape[: max(values.dim() - 1, 1)], dtype=torch.bool)}
@@ -105,7 +145,15 @@ def checked_data(y: Any, what: str, device: torch.device | str | None = None) ->
         if mask.dtype != torch.bool or mask.shape != values.shape[: mask.dim()]:
             raise UserError(f"{what}: the mask is {mask.dtype} {tuple(mask.shape)}, the observations are {tuple(values.shape)}")
         return {"observations": values, "mask": mask}
-    values = torch.as_tensor(y, device=device)
+    values = _real(torch.as_tensor(y, device=device), what)
     if values.dim() < 1:
         raise UserError(f"{what}: a number, expected rows of data (rows, ...)")
+    return values
+
+
+def _real(values: Tensor, what: str) -> Tensor:
+    if values.is_complex():
+        raise UserError(
+            f"{what}: complex numbers {tuple(values.shape)}; give both parts as two channels, torch.view_as_real(y)"
+        )
     return values

@@ -12,6 +12,8 @@ from sciflow.recorded import Recorded
 
 __all__ = ["SimulationDistance"]
 
+_FLOOR = 1e-9  # of the largest variance; data come in single precision
+
 
 class SimulationDistance(nn.Module, Recorded):
     r"""The Mahalanobis distance of standardised data to the centre of the simulations, in units of its 99.9 % quantile.
@@ -44,10 +46,11 @@ class SimulationDistance(nn.Module, Recorded):
         self.centre.copy_(rows.mean(0))
         covariance = torch.cov(rows.T).reshape(self.features, self.features)
         values, vectors = torch.linalg.eigh(covariance)
-        # directions in which simulations do not vary are left out: constants are no evidence of anything
-        inverse = torch.where(values > 1e-9 * values[-1].clamp_min(1e-30), values.clamp_min(1e-30).rsqrt(), 0)
-        self.root.copy_(vectors * inverse)
-        self.unit.copy_(self.distance(rows).quantile(0.999) if len(rows) < 2**23 else self.distance(rows).max())
+        # directions in which simulations do not vary get a floor, well above rounding: an observation that leaves them is far
+        floor = _FLOOR * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+        self.root.copy_(vectors * values.maximum(floor).rsqrt())
+        outermost = self.distance(rows).quantile(0.999) if len(rows) < 2**23 else self.distance(rows).max()
+        self.unit.copy_(outermost.clamp_min(torch.finfo(torch.float64).tiny))
         return self
 
     def distance(self, rows: Tensor) -> Tensor:

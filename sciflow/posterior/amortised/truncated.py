@@ -58,6 +58,7 @@ class TruncatedPrior:
     """
 
     batch_shape = torch.Size()
+    normalised = False
 
     def __init__(self, prior: Prior, region: Region, *, least: float = 1e-3, oversampling: int = 256) -> None:
         self.prior, self.region, self.least, self.oversampling = prior, region, least, oversampling

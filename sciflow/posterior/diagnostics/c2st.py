@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sciflow.certificate import Test
 from sciflow.errors import UserError
-from sciflow.posterior.diagnostics.inputs import finite
+from sciflow.posterior.diagnostics.inputs import finite, flattened
 
 __all__ = ["c2st", "c2st_test", "scikit_learn"]
 
@@ -48,7 +48,7 @@ def c2st(reference: Tensor, draws: Tensor, *, seed: int = 1, folds: int = 5) -> 
     finite("reference draws", reference)
     finite("draws", draws)
     networks, selection = scikit_learn("neural_network"), scikit_learn("model_selection")
-    x, y = (entry.detach().flatten(1).double().cpu().numpy() for entry in (reference, draws))
+    x, y = (flattened(entry.detach()).cpu().numpy() for entry in (reference, draws))
     scale = x.std(0, ddof=1)
     scale = np.where(scale > 0, scale, 1.0)
     data = (np.concatenate([x, y]) - x.mean(0)) / scale

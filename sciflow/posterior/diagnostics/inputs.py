@@ -11,13 +11,13 @@ from torch import Tensor
 from sciflow.errors import UserError
 from sciflow.posterior.randomness import Randomness
 
-__all__ = ["Simulations", "evaluate", "finite", "parameter_names", "simulations", "uniforms"]
+__all__ = ["SimulatedDraws", "evaluate", "finite", "flattened", "parameter_names", "simulations", "uniforms"]
 
 Quantity = Callable[[Tensor, Tensor], Tensor]
 _CHUNK = 2**22  # numbers handed to a user's function at once
 
 
-class Simulations(NamedTuple):
+class SimulatedDraws(NamedTuple):
     """theta_i ~ p(theta) (n, *event), draws of q(theta | y_i) (n, L, *event), and y_i ~ p(y | theta_i) (n, *data) or None."""
 
     theta: Tensor
@@ -30,7 +30,7 @@ class Simulations(NamedTuple):
         return self.theta.flatten(1).double(), self.draws.flatten(2).double()
 
 
-def simulations(theta: Tensor, draws: Tensor, y: Tensor | None = None) -> Simulations:
+def simulations(theta: Tensor, draws: Tensor, y: Tensor | None = None) -> SimulatedDraws:
     """Raises `UserError` if shapes do not fit, if there are fewer than 2 rows or if values are not finite."""
     theta, draws = torch.as_tensor(theta), torch.as_tensor(draws)
     theta = theta.unsqueeze(1) if theta.dim() == 1 else theta
@@ -44,19 +44,26 @@ def simulations(theta: Tensor, draws: Tensor, y: Tensor | None = None) -> Simula
         raise UserError(f"{len(theta)} simulations with {draws.shape[1]} draws each: calibration needs at least 2 with 1")
     if y is not None:
         y = torch.as_tensor(y)
+        y = y.unsqueeze(1) if y.dim() == 1 else y
         if len(y) != len(theta):
             raise UserError(f"{len(y)} rows of data for {len(theta)} rows of parameters: give one for each")
         finite("data", y)
     finite("parameters", theta)
     finite("draws", draws)
-    return Simulations(theta, draws, y)
+    return SimulatedDraws(theta, draws, y)
 
 
 def finite(name: str, values: Tensor) -> None:
     """Raises `UserError`, with the number of rows, if some values are NaN or infinite."""
-    bad = ~values.isfinite().flatten(1).all(1)
+    bad = ~values.isfinite().unsqueeze(-1).flatten(1).all(1)
     if bool(bad.any()):
         raise UserError(f"{int(bad.sum())} of {len(values)} rows of {name} have NaN or infinite values: exclude or repair them")
+
+
+def flattened(y: Tensor) -> Tensor:
+    """Rows of data (n, *data) as vectors (n, f), float64; complex numbers as pairs."""
+    y = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+    return y.unsqueeze(-1).flatten(1).double()
 
 
 def parameter_names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -73,7 +80,7 @@ def uniforms(seed: int, name: str, rows: int, like: Tensor) -> Tensor:
     return Randomness(seed, f"calibration/{name}", device=like.device).uniform(rows, 1)[:, 0]
 
 
-def evaluate(quantity: Quantity, found: Simulations, name: str) -> tuple[Tensor, Tensor]:
+def evaluate(quantity: Quantity, found: SimulatedDraws, name: str) -> tuple[Tensor, Tensor]:
     """f(theta_i, y_i) (n,) and f(draws_il, y_i) (n, L), in pieces that fit into memory.
 
     Raises `UserError` for another shape and for NaN; infinite values are ranked like others.

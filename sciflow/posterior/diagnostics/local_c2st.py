@@ -13,7 +13,7 @@ from sciflow.arguments import integer
 from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.diagnostics.c2st import scikit_learn
-from sciflow.posterior.diagnostics.inputs import finite, simulations
+from sciflow.posterior.diagnostics.inputs import finite, flattened, simulations
 
 __all__ = ["LocalC2ST"]
 
@@ -47,7 +47,7 @@ class LocalC2ST:
         found = simulations(theta, torch.as_tensor(draws).unsqueeze(1), y)
         assert found.y is not None
         self.permutations, self.event_shape = integer("permutations", permutations, 1, 2**31), found.theta.shape[1:]
-        a, b, data = (entry.flatten(1).double().cpu().numpy() for entry in (found.theta, found.draws[:, 0], found.y))
+        a, b, data = (flattened(entry).cpu().numpy() for entry in (found.theta, found.draws[:, 0], found.y))
         self.data_shape, self.simulations = found.y.shape[1:], len(a)
         both, scale = np.concatenate([a, b]), lambda x: np.where(x.std(0) > 0, x.std(0), 1.0)
         self.centres = (both.mean(0), scale(both)), (data.mean(0), scale(data))
@@ -65,14 +65,16 @@ class LocalC2ST:
 
     def statistics(self, observation: Tensor, draws: Tensor) -> np.ndarray:
         """(1 + permutations,): the statistic at the observation, then those of the null."""
+        observation = observation.unsqueeze(0) if observation.dim() == 0 else observation
+        draws = draws.unsqueeze(1) if draws.dim() == 1 else draws
         if observation.shape != self.data_shape or draws.shape[1:] != self.event_shape:
             raise UserError(
                 f"observation {tuple(observation.shape)} and draws {tuple(draws.shape)}: the test was trained for "
                 f"{tuple(self.data_shape)} and (L, {', '.join(map(str, self.event_shape))})"
             )
         finite("draws", draws)
-        data = observation.flatten().double().cpu().numpy()
-        rows = self._rows(draws.flatten(1).double().cpu().numpy(), np.tile(data, (len(draws), 1)))
+        data = flattened(observation.unsqueeze(0))[0].cpu().numpy()
+        rows = self._rows(flattened(draws).cpu().numpy(), np.tile(data, (len(draws), 1)))
         return np.array([np.mean((entry.predict_proba(rows)[:, 1] - 0.5) ** 2) for entry in self.classifiers])
 
     def test(self, observation: Tensor, draws: Tensor, *, level: float = 0.01) -> Test:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sciflow.arguments import integer
 from sciflow.certificate import Test
 from sciflow.errors import UserError
-from sciflow.posterior.diagnostics.inputs import finite
+from sciflow.posterior.diagnostics.inputs import finite, flattened
 from sciflow.posterior.randomness import Randomness
 
 __all__ = ["misspecification"]
@@ -57,7 +57,7 @@ def misspecification(
     finite("observed data", observed)
     finite("simulated data", simulated)
     with torch.no_grad():
-        f = (both if features is None else torch.as_tensor(features(both))).flatten(1).double()
+        f = flattened(both if features is None else torch.as_tensor(features(both)))
     if len(f) != len(both):
         raise UserError(f"features of {len(both)} rows have {len(f)} rows")
     spread = f.std(0)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sciflow.certificate import Test
 from sciflow.errors import UserError
-from sciflow.posterior.diagnostics.inputs import finite
+from sciflow.posterior.diagnostics.inputs import finite, flattened
 
 __all__ = ["ObservationRefused", "check_observation", "observation_test"]
 
+_UNIT, _FAR = 1e-100, 1e100  # whose squares are numbers
 _SOURCE = "On the generalized distance in statistics, Mahalanobis 1936; Computing Nonparametric p-values, Vovk et al. 2005"
 
 
@@ -41,14 +42,20 @@ def observation_test(
     observation, simulated = torch.as_tensor(observation), torch.as_tensor(simulated)
     if observation.shape != simulated.shape[1:]:
         raise UserError(f"the observation has shape {tuple(observation.shape)}, simulated data {tuple(simulated.shape[1:])}")
+    if observation.is_complex() is not simulated.is_complex():
+        raise UserError(f"the observation is {observation.dtype}, simulated data {simulated.dtype}: both complex, or real")
     finite("the observation", observation.unsqueeze(0))
     finite("simulated data", simulated)
     with torch.no_grad():
         both = torch.cat([observation.unsqueeze(0).to(simulated), simulated])
-        f = (both if features is None else torch.as_tensor(features(both))).flatten(1).double()
+        f = flattened(both if features is None else torch.as_tensor(features(both)))
     training, held = f[1 : 1 + len(simulated) // 2], f[1 + len(simulated) // 2 :]
     if 1 / (1 + len(held)) >= level or len(training) < 2:
         raise UserError(f"{len(simulated)} simulations cannot reach the level {level:g}: give {2 * round(1 / level)} or more")
+    # features have units of their own, and what is constant has that of its rounding errors
+    mean = training.mean(0)
+    unit = training.std(0).clamp_min(_UNIT).maximum(1e-13 * mean.abs())
+    f, training, held = (((rows - mean) / unit).clamp(-_FAR, _FAR) for rows in (f, training, held))
     mean, centred = training.mean(0), training - training.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / (len(training) - 1))
     # directions in which simulations do not vary get a floor: an observation that leaves them is far away

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -24,7 +25,7 @@ _SOURCE = "Posterior Predictive Assessment of Model Fitness via Realized Discrep
 
 
 def _magnitude(data: Tensor) -> Tensor:
-    return (data.abs() if data.is_complex() else data).flatten(1).double()
+    return (data.abs() if data.is_complex() else data).unsqueeze(-1).flatten(1).double()
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -42,7 +43,8 @@ def predictive_tests(
     """Two-sided predictive p-values of statistics T(data), Holm-adjusted together.
 
     p = 2 min(P(T_rep >= T_obs), P(T_rep <= T_obs)), with the observation counted once. As data are used twice p is not uniform
-    but concentrated around its middle: the false-alarm rate is below the level, and so is the power.
+    but concentrated around its middle: the false-alarm rate is below the level, and so is the power. No adjusted p-value of K
+    statistics is below 2 K / (1 + S).
 
     Arguments:
         observation: (*data).
@@ -51,10 +53,14 @@ def predictive_tests(
             complex data).
         discrepancies: name -> T(observation, theta_s) (S,) and T(replicate_s, theta_s) (S,): of data and parameters.
 
+    Raises `UserError` if that bound is not below the level, for shapes that do not fit and for values that are not finite.
+
     Source: Posterior Predictive Assessment of Model Fitness via Realized Discrepancies, Gelman, Meng and Stern 1996.
     """
     if observation.shape != replicated.shape[1:] or len(replicated) < 1:
         raise UserError(f"the observation has shape {tuple(observation.shape)}, the replicated data {tuple(replicated.shape)}")
+    if observation.is_complex() is not replicated.is_complex():
+        raise UserError(f"the observation is {observation.dtype}, replicated data {replicated.dtype}: both complex, or real")
     finite("replicated data", torch.view_as_real(replicated) if replicated.is_complex() else replicated)
     pairs = {}
     for name, statistic in (STATISTICS if statistics is None else statistics).items():
@@ -66,6 +72,11 @@ def predictive_tests(
     if not pairs:
         raise UserError("no statistic was given")
     count, found = len(replicated), []
+    if 2 * len(pairs) / (1 + count) >= level:
+        raise UserError(
+            f"{count} replicated data sets cannot reach the level {level:g} in {len(pairs)} statistics: take "
+            f"{math.floor(2 * len(pairs) / level)} or more"
+        )
     for observed, values in pairs.values():
         above, below = int((values >= observed).sum()), int((values <= observed).sum())
         found.append(min(1.0, 2 * (1 + min(above, below)) / (1 + count)))
@@ -77,11 +88,12 @@ def predictive_tests(
 
 
 def posterior_predictive(
-    result: Result, problem: Problem, statistics: Mapping[str, Statistic] | None = None, *, draws: int = 1000,
+    result: Result, problem: Problem, statistics: Mapping[str, Statistic] | None = None, *, draws: int = 4000,
     level: float = 0.01, seed: int = 0,
 ) -> list[Test]:  # fmt: skip
     """`predictive_tests` of data simulated from the result's draws (weighted ones are resampled), and of the log-likelihood
-    as a discrepancy: log p(y_obs | theta_s) against log p(y_s | theta_s).
+    as a discrepancy: log p(y_obs | theta_s) against log p(y_s | theta_s). Of `Masked` data statistics get the observed ones
+    alone, (B, observed).
 
     Raises `UserError` if the problem's likelihood is a function, which cannot simulate.
     """
@@ -92,6 +104,9 @@ def posterior_predictive(
     replicated = problem.simulate(x, Randomness(seed, "predictive", device=problem.device, dtype=problem.dtype))
     prediction = problem.prediction(x)
     pair = likelihood.log_prob(observation, prediction), likelihood.log_prob(replicated, prediction)
+    if likelihood.observed is not None:
+        seen = likelihood.observed.expand(observation.shape)
+        observation, replicated = observation[seen], replicated[:, seen]
     return predictive_tests(observation, replicated, statistics, level=level, discrepancies={"log-likelihood": pair})
 
 

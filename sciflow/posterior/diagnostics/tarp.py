@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from sciflow.errors import UserError
-from sciflow.posterior.diagnostics.inputs import simulations, uniforms
+from sciflow.posterior.diagnostics.inputs import flattened, simulations, uniforms
 from sciflow.posterior.diagnostics.ranks import Ranks, fractional_rank
 from sciflow.posterior.diagnostics.regression import cross_fitted
 from sciflow.posterior.randomness import Randomness
 
-__all__ = ["distances", "normalised", "tarp"]
+__all__ = ["FEWEST", "distances", "enough", "normalised", "tarp"]
+
+FEWEST = 50  # below, tests whose map or regression is made of the same simulations do not keep their level
 
 _SOURCE = "Sampling-Based Accuracy Testing of Posterior Estimators, Lemos et al. 2023, arXiv:2302.03026"
 
@@ -30,6 +32,12 @@ def distances(theta: Tensor, draws: Tensor, references: Tensor) -> tuple[Tensor,
     return (theta - references).square().sum(-1), (draws - references.unsqueeze(-2)).square().sum(-1)
 
 
+def enough(simulations: int) -> None:
+    """Raises `UserError` if there are too few simulations for p-values that hold asymptotically."""
+    if simulations < FEWEST:
+        raise UserError(f"{simulations} simulations are too few for p-values that hold for many: give {FEWEST} or more")
+
+
 def tarp(
     theta: Tensor, draws: Tensor, y: Tensor | None = None, *, references: str | Tensor | Callable[[Tensor], Tensor] = "random",
     seed: int = 0,
@@ -38,7 +46,8 @@ def tarp(
 
         f_i = #{l : |theta_il - r_i| < |theta_i - r_i|} / L,
 
-    with ties and the discreteness of f removed by a jitter, so that the Kolmogorov-Smirnov p-value is exact.
+    with ties and the discreteness of f removed by a jitter. The Kolmogorov-Smirnov p-value holds for many simulations: the map
+    and the regression tie them together. Of exact posteriors 1 to 2 % are below 0.01 at n = 50, 0.8 to 1.2 % at 100.
 
     Arguments:
         theta, draws: (n, *event) and (n, L, *event); both are mapped by the map that takes the range of theta to [0, 1]^d.
@@ -46,19 +55,22 @@ def tarp(
         references: "random" (uniform in [0, 1]^d: does not see q = prior); "regression" (cross-fitted regression of theta on
             y: sees it); a tensor (n, *event) or a function of y, in the units of theta.
 
+    Raises `UserError` for fewer than 50 simulations and for shapes that do not fit.
+
     Source: Sampling-Based Accuracy Testing of Posterior Estimators for General Inference, Lemos et al. 2023, arXiv:2302.03026.
 
     >>> tarp(torch.randn(200, 2), torch.randn(200, 50, 2)).name
     'TARP with random references'
     """
     found = simulations(theta, draws, y)
+    enough(len(found.theta))
     unit, unit_draws, low, width = normalised(*found.flat)
     if references == "random":
         points, label = Randomness(seed, "tarp", device=unit.device).uniform(*unit.shape), "random"
     elif references == "regression":
         if found.y is None:
             raise UserError("references by regression need the data y")
-        points, label = cross_fitted(unit, found.y.flatten(1).double())[0], "data-dependent"
+        points, label = cross_fitted(unit, flattened(found.y))[0], "data-dependent"
     elif isinstance(references, str):
         raise UserError(f"references={references!r}: give 'random', 'regression', a tensor or a function of y")
     else:

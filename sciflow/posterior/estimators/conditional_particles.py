@@ -48,8 +48,9 @@ class ConditionalParticles(Estimator):
         theta = target.draw_prior(count, randomness.child("prior")).to(target.dtype)
         data = target.simulate(theta, randomness.child("data"))
         target.calls.simulator += count
-        x, y = theta.reshape(count, -1), self._rows(data, count).to(theta.dtype)
-        observed = self._rows(target.observation[None], 1).to(theta.dtype)
+        seen = getattr(target.likelihood, "observed", None)
+        x, y = theta.reshape(count, -1), self._rows(data, seen).to(theta.dtype)
+        observed = self._rows(target.observation[None], seen).to(theta.dtype)
         centre, scale = x.mean(0), x.std(0).clamp_min(1e-12)
         where, spread = y.mean(0), y.std(0).clamp_min(1e-12) / self.data_weight
         features = x.shape[1]
@@ -68,5 +69,7 @@ class ConditionalParticles(Estimator):
             return Result(found[None], log_likelihood=target.log_likelihood(found)[None])
 
     @staticmethod
-    def _rows(data: Tensor, count: int) -> Tensor:
-        return (torch.view_as_real(data.resolve_conj()) if data.is_complex() else data).reshape(count, -1)
+    def _rows(data: Tensor, seen: Tensor | None) -> Tensor:
+        """Data (B, *data) as real vectors, of those that are observed: masked ones are NaN."""
+        data = data if seen is None else data[:, seen.expand(data.shape[1:])]
+        return (torch.view_as_real(data.resolve_conj()) if data.is_complex() else data).reshape(len(data), -1)

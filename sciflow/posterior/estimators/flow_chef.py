@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.posterior.estimators.walk import Guided, Walk, steps_of
 
 __all__ = ["FlowChef"]
@@ -26,7 +27,7 @@ class FlowChef(Guided):
     right = "one component and vanishing noise: what is measured equals the data"
 
     def __init__(self, steps: int = 28, *, step: float | None = None, chunk: int = 2**14) -> None:
-        self.steps, self.step, self.chunk = steps, step, chunk
+        self.steps, self.step, self.chunk = integer("steps", steps, 1, 2**30), step, chunk
 
     def walk(self, walk: Walk) -> Tensor:
         step = 2 * default_step(walk) if self.step is None else self.step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.posterior.estimators.flow_chef import default_step
 from sciflow.posterior.estimators.walk import Guided, Walk, steps_of
 
@@ -25,7 +26,8 @@ class PnPFlow(Guided):
     def __init__(
         self, steps: int = 100, *, averages: int = 5, rate: float | None = None, power: float = 1.0, chunk: int = 2**14
     ) -> None:
-        self.steps, self.averages, self.rate, self.power, self.chunk = steps, averages, rate, power, chunk
+        self.steps, self.averages = integer("steps", steps, 1, 2**30), integer("averages", averages, 1, 2**20)
+        self.rate, self.power, self.chunk = rate, power, chunk
 
     def walk(self, walk: Walk) -> Tensor:
         rate = 4 * default_step(walk) if self.rate is None else self.rate

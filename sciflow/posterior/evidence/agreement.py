@@ -56,7 +56,9 @@ class BayesFactor(NamedTuple):
     test: Test
 
     def probability(self, prior_odds: float = 1.0) -> float:
-        """The posterior probability of the first model."""
+        """The posterior probability of the first model. Raises `UserError` for prior odds that are not positive."""
+        if not 0 < prior_odds < math.inf:
+            raise UserError(f"prior_odds={prior_odds}: give a positive number, the odds of the first model before the data")
         value = self.log_value + math.log(prior_odds)
         return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
 

@@ -13,7 +13,7 @@ from sciflow.errors import UserError
 from sciflow.posterior.constants import constant, matched
 from sciflow.recorded import Recorded
 
-__all__ = ["AdditiveNoise", "Elementwise", "Likelihood", "positive", "shown", "standing"]
+__all__ = ["AdditiveNoise", "Elementwise", "Likelihood", "filled", "positive", "shown", "standing"]
 
 
 class Likelihood(nn.Module, Recorded, ABC):
@@ -28,8 +28,12 @@ class Likelihood(nn.Module, Recorded, ABC):
     def log_prob(self, y: Tensor, prediction: Tensor) -> Tensor:
         """log p(y | prediction) (B,), normalised in y: evidences depend on it."""
 
+    def data_shape(self, prediction: torch.Size) -> torch.Size:
+        """The shape of the data that belong to a prediction of this shape: the same, where only noise is between them."""
+        return prediction
+
     def uniforms(self, shape: tuple[int, ...]) -> int:
-        """How many uniforms a draw of data of this shape takes."""
+        """How many uniforms a draw of data takes whose prediction has this shape."""
         raise UserError(f"{type(self).__name__} cannot simulate data")
 
     def sample(self, prediction: Tensor, uniform: Tensor) -> Tensor:
@@ -98,6 +102,8 @@ class AdditiveNoise(Elementwise):
         return prediction + matched(self._scale, prediction) * noise
 
     def check(self, y: Tensor) -> None:
+        if y.dtype == torch.bool:
+            raise UserError(f"{type(self).__name__}: the data are booleans, expected numbers: give y.float() or Bernoulli()")
         standing(self, self._name, self._scale, y)
 
     def extra_repr(self) -> str:
@@ -112,13 +118,20 @@ def shown(value: Tensor) -> str:
 
 
 def positive(owner: Any, name: str, value: Any) -> Tensor:
-    """A constant > 0, float64. Raises `UserError` with the smallest value if it is not."""
-    found = constant(owner, name, value, torch.float64)
+    """A constant > 0, float64. Raises `UserError` with the smallest value if it is not, or if it is empty."""
+    found = filled(owner, name, constant(owner, name, value, torch.float64))
     if not bool(((found > 0) & found.isfinite()).all()):
         raise UserError(
             f"{type(owner).__name__}: {name} has values <= 0 or not finite (smallest {float(found.min()):.3g}): give {name} > 0"
         )
     return found
+
+
+def filled(owner: Any, name: str, value: Tensor) -> Tensor:
+    """The value. Raises `UserError` if it has no entries."""
+    if not value.numel():
+        raise UserError(f"{type(owner).__name__}: {name} is empty, shape {tuple(value.shape)}: give a number or one per datum")
+    return value
 
 
 def standing(owner: Any, name: str, value: Tensor, y: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 from sciflow.posterior.constants import constant, matched
-from sciflow.posterior.likelihoods.base import Elementwise, positive, shown, standing
+from sciflow.posterior.likelihoods.base import Elementwise, filled, positive, shown, standing
 
 __all__ = ["Bernoulli", "Poisson"]
 
@@ -35,7 +35,7 @@ class Poisson(Elementwise):
     def __init__(self, gain: Any = 1.0, background: Any = 0.0) -> None:
         super().__init__()
         self.register_buffer("gain", positive(self, "gain", gain))
-        value = constant(self, "background", background, torch.float64)
+        value = filled(self, "background", constant(self, "background", background, torch.float64))
         if not bool(((value >= 0) & value.isfinite()).all()):
             raise UserError(f"Poisson: background has values < 0 or not finite (smallest {float(value.min()):.3g})")
         self.register_buffer("background", value)
@@ -45,13 +45,14 @@ class Poisson(Elementwise):
         return matched(self.gain, prediction) * prediction + matched(self.background, prediction)
 
     def terms(self, y: Tensor, prediction: Tensor) -> Tensor:
-        rate = self.rate(prediction)
+        # in double precision, and as a deviance: y log(rate) - rate - log(y!) is a small difference of large numbers
+        rate = self.rate(prediction.to(torch.promote_types(prediction.dtype, torch.float64)))
         y = y.to(rate.dtype)
         usable = (rate > 0) & rate.isfinite()
-        safe = torch.where(usable, rate, 1.0)
-        value = y * safe.log() - safe - torch.lgamma(y + 1)
+        safe, some = torch.where(usable, rate, 1.0), torch.where(y > 0, y, 1.0)
+        value = torch.where(y > 0, y * (safe / some).log() + (y - safe) + _log_mode(some), -safe)
         empty = torch.where((rate == 0) & (y == 0), 0.0, -torch.inf).to(rate.dtype)
-        return torch.where(usable, value, torch.where(rate.isnan(), torch.nan, empty))
+        return torch.where(usable, value, torch.where(rate.isnan(), torch.nan, empty)).to(prediction.dtype)
 
     def uniforms(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape)
@@ -78,6 +79,13 @@ class Poisson(Elementwise):
         standing(self, "gain", self.gain, y)
         standing(self, "background", self.background, y)
         _need(self, y, "counts 0, 1, 2, ...", lambda y: (y >= 0) & (y == y.round()))
+
+
+def _log_mode(y: Tensor) -> Tensor:
+    """y log(y) - y - log(y!) for y > 0, in double precision: by Stirling's series where the terms would cancel."""
+    large = y.clamp_min(100.0)
+    series = -0.5 * (2 * math.pi * large).log() - (1 - 1 / (30 * large**2)) / (12 * large)  # the next term: 1 / (1260 y^5)
+    return torch.where(y > 100, series, torch.xlogy(y, y) - y - torch.lgamma(y + 1))
 
 
 class Bernoulli(Elementwise):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.posterior.constants import matched
 from sciflow.posterior.likelihoods.base import AdditiveNoise, positive, shown, standing
 
 __all__ = ["Laplace", "Student"]
@@ -36,11 +35,13 @@ class Student(AdditiveNoise):
         self.register_buffer("freedom", positive(self, "freedom", freedom))
 
     def standard_terms(self, z: Tensor) -> Tensor:
-        nu = matched(self.freedom, z)
+        nu = self.freedom.double()  # large ones cancel in single precision
         nu = nu.unsqueeze(-1) if nu.dim() else nu
-        constant = torch.lgamma(0.5 * (nu + 1)) - torch.lgamma(0.5 * nu) - 0.5 * (nu * math.pi).log()
-        tail = torch.hypot(z / nu.sqrt(), torch.ones_like(z)).log()  # does not overflow where z^2 does
-        return constant.to(z.dtype) - ((nu + 1) * tail).to(z.dtype)
+        t = z.double() / nu.sqrt()
+        inner = t.abs() < 1
+        # the square keeps its digits where it is small, the root does not overflow where it is large
+        tail = torch.where(inner, 0.5 * torch.where(inner, t, 0).square().log1p(), torch.hypot(t, torch.ones_like(t)).log())
+        return (_log_constant(nu) - (nu + 1) * tail).to(z.dtype)
 
     def standard_noise(self, uniform: Tensor) -> Tensor:
         nu = self.freedom.to(uniform.dtype)
@@ -54,6 +55,14 @@ class Student(AdditiveNoise):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, freedom={shown(self.freedom)}"
+
+
+def _log_constant(nu: Tensor) -> Tensor:
+    """log of Gamma((nu + 1) / 2) / (Gamma(nu / 2) sqrt(nu pi)): by its series where the functions would cancel."""
+    large = nu.clamp_min(1000.0)
+    series = -0.5 * math.log(2 * math.pi) - (1 - 1 / (6 * large**2)) / (4 * large)  # the next term: 1 / (20 nu^5)
+    exact = torch.lgamma(0.5 * (nu + 1)) - torch.lgamma(0.5 * nu) - 0.5 * (nu * math.pi).log()
+    return torch.where(nu > 1000, series, exact)
 
 
 class Laplace(AdditiveNoise):

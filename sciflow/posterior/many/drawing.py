@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,22 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sciflow.posterior.method import Method
+from sciflow.posterior.method import Method, portable
 from sciflow.posterior.problem import Problem
 from sciflow.posterior.result import Result
+from sciflow.posterior.writing import STATISTICS
 from sciflow.store.tree import numpy_of
 from sciflow.strict_json import dumps, plain
 
 __all__ = ["ARRAYS", "Drawn", "Work", "drawn_chunk", "seed_of"]
 
-# of a result -> name in files, meaning
-ARRAYS = {
-    "x": ("x", "draws"),
-    "log_weight": ("log_weight", "unnormalised log-weight of the draw"),
-    "log_prob": ("log_prob", "log of the unnormalised density of the target at the draw"),
-    "log_likelihood": ("log_likelihood", "log p(observation | draw)"),
-    "log_proposal": ("log_q", "log-density of what the draw was proposed from"),
-}
+ARRAYS = {"x": ("x", "draws"), **STATISTICS}
 _LOCK = threading.Lock()
 
 
@@ -103,19 +96,14 @@ def _packed(result: Result, number: int) -> Drawn:
     statistics = dict(result.statistics)
     seconds = float(statistics.pop("processor_seconds", 0.0))
     records = {
-        "certificate": _portable(dumps(result.certificate.to_dict(), indent=None)),
+        "certificate": portable(dumps(result.certificate.to_dict(), indent=None)),
         "verdict": result.certificate.verdict,
         "statistics": dumps(plain(statistics, "statistics"), indent=None),
-        "method": _portable(result.method),
+        "method": portable(result.method),
     }
     evidence = None if result.evidence is None else tuple(result.evidence)
     names = None if result.names is None else list(result.names)
     return Drawn(number, arrays, records, result.calls.as_dict(), evidence, names, seconds, bad)  # type: ignore[arg-type]
-
-
-def _portable(text: str) -> str:
-    """Without addresses in memory, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 @contextmanager

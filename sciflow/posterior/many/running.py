@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from sciflow.errors import UserError
 from sciflow.posterior.many.drawing import Drawn, Work, drawn_chunk
 
-__all__ = ["Chunk", "in_series", "on_cluster"]
+__all__ = ["Batch", "in_series", "on_cluster"]
 
 
-class Chunk(NamedTuple):
+class Batch(NamedTuple):
     """Observations first, ..., first + len(items) - 1."""
 
     number: int
@@ -20,14 +20,14 @@ class Chunk(NamedTuple):
     items: Sequence[Any]
 
 
-def in_series(work: Work, chunks: Sequence[Chunk]) -> Iterator[tuple[int, list[Drawn]]]:
+def in_series(work: Work, chunks: Sequence[Batch]) -> Iterator[tuple[int, list[Drawn]]]:
     """The chunks with their numbers, one after the other."""
     for chunk in chunks:
         yield chunk.number, drawn_chunk(work, chunk.items, chunk.first)
 
 
 def on_cluster(
-    client: Any, work: Work, chunks: Sequence[Chunk], hold: Callable[[], bool] = lambda: False
+    client: Any, work: Work, chunks: Sequence[Batch], hold: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[int, list[Drawn]]]:
     """The chunks as they are finished, in any order. What a worker had when it died is drawn again by another one.
 
@@ -50,7 +50,7 @@ def on_cluster(
     # made on a worker out of the bytes in its task, not scattered: what is scattered dies with the worker that holds it
     shared = client.submit(cloudpickle.loads, packed, pure=False)
     waiting = list(reversed(chunks))
-    running: dict[Any, Chunk] = {}
+    running: dict[Any, Batch] = {}
     finished = as_completed(loop=client.loop)
     try:
         while waiting or running:
@@ -82,7 +82,7 @@ def on_cluster(
             client.cancel([*running, shared])
 
 
-def _key(chunk: Chunk, shared: Any) -> str:
+def _key(chunk: Batch, shared: Any) -> str:
     return f"observations-{chunk.first}-{shared.key}"
 
 

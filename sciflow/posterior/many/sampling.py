@@ -15,14 +15,18 @@ import sciflow
 from sciflow.arguments import integer
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
-from sciflow.posterior.many.clusters import cluster
+from sciflow.posterior.amortised.model import AmortisedPosterior
+from sciflow.posterior.amortised.refinement import refined_target
+from sciflow.posterior.clusters import cluster
 from sciflow.posterior.many.drawing import Drawn, Work
 from sciflow.posterior.many.reading import Many
-from sciflow.posterior.many.running import Chunk, in_series, on_cluster
+from sciflow.posterior.many.running import Batch, in_series, on_cluster
 from sciflow.posterior.many.store import ManyStore
 from sciflow.posterior.many.summary import summary
 from sciflow.posterior.method import Method, described
+from sciflow.posterior.prior import Prior
 from sciflow.posterior.problem import Problem
+from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.result import Posterior
 from sciflow.posterior.target import Target
 from sciflow.store.tree import numpy_of
@@ -83,7 +87,8 @@ def sample_many(
     _check(method, items, problem, choices)
     work = Work(method, draws, seed, problem, choices, threads, torch.get_default_dtype())
     request = {"observations": len(items), "draws": draws, "seed": seed, "threads": threads, "method": described(method),
-               "choices": described(choices), "data": _fingerprint(items, method, problem)}  # fmt: skip
+               "choices": described(choices), "prior": _said(getattr(method, "prior", None)),
+               "data": _fingerprint(items, method, problem)}  # fmt: skip
     store = ManyStore(path, request, chunk, resume=resume)
     _same_density(store, work, items)
     if not store.finished:
@@ -101,7 +106,7 @@ def _run(
     store: ManyStore, work: Work, items: Sequence[Any], observed: Mapping[str, Any] | None, client: Any, progress: bool
 ) -> None:
     size, done = store.chunk, store.done()
-    chunks = [Chunk(number, first, items[first : first + size]) for number, first in enumerate(range(0, len(items), size))]
+    chunks = [Batch(number, first, items[first : first + size]) for number, first in enumerate(range(0, len(items), size))]
     left = [entry for entry in chunks if entry.number not in done]
     kind = getattr(type(work.method), "result", Posterior).group
     waiting: dict[int, list[Drawn]] = {}
@@ -204,17 +209,28 @@ def _fingerprint(items: Sequence[Any], method: Any, problem: Problem | None) -> 
     return found.hexdigest()
 
 
+def _said(prior: Any) -> str:
+    """What a prior says of itself, and two of its draws: a distribution does not print its parameters."""
+    if not isinstance(prior, Prior):
+        return described(prior)
+    with torch.no_grad():
+        rows = prior.draw(2, Randomness(0, "prior", device=prior.reference.device, dtype=prior.reference.dtype))
+    return f"{described(prior)} with draws {', '.join(f'{float(value):.3g}' for value in rows.flatten()[:20])}"
+
+
 def _same_density(store: ManyStore, work: Work, items: Sequence[Any]) -> None:
     """Refuse to go on with other priors or likelihoods: the density at a stored draw must be the stored one."""
     done = store.done()
-    if not done or not isinstance(work.method, Method) or "log_prob" not in store.shapes:
+    if not done or "log_prob" not in store.shapes:
         return
     failures = store.records()["failure"]
     group: Any = store.group
     for number in range(len(items)):
         if number // store.chunk not in done or failures[number]:
             continue
-        target = (items[number] if work.problem is None else work.problem.with_observation(items[number])).counted()
+        target = _target(work, items[number])
+        if target is None:
+            return
         x = torch.as_tensor(group[f"{group.attrs['kind']}/x"][number, 0, :1]).to(target.device, target.dtype)
         stored, now = float(group["sample_stats/log_prob"][number, 0, 0]), float(target.log_prob(x)[0])
         if stored != now and not abs(stored - now) <= 1e-3 * (1 + abs(stored)):
@@ -223,3 +239,12 @@ def _same_density(store: ManyStore, work: Work, items: Sequence[Any]) -> None:
                 f"{now:.6g} now (another prior or likelihood?); use resume=False to start again"
             )
         return
+
+
+def _target(work: Work, item: Any) -> Target | None:
+    """Whose draws they are, if that is known."""
+    if isinstance(work.method, Method):
+        return (item if work.problem is None else work.problem.with_observation(item)).counted()
+    if isinstance(work.method, AmortisedPosterior) and work.choices.get("refine"):
+        return refined_target(work.method, work.choices.get("likelihood")).counted()
+    return None

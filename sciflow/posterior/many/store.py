@@ -17,7 +17,7 @@ from sciflow.errors import UserError
 from sciflow.files import alive, flush, reason, remove, replace_folder, replacing
 from sciflow.posterior.many.drawing import Drawn
 from sciflow.posterior.many.layout import TEXTS, Shapes, create, difference, shapes_of, value_of
-from sciflow.store.files import consolidate
+from sciflow.store.files import consolidate, record_certificate
 from sciflow.store.streaming import is_draws
 from sciflow.strict_json import dumps, loads
 
@@ -88,7 +88,7 @@ class ManyStore:
     def finish(self, certificate: Certificate) -> Path:
         """Put the store in its place, with its certificate."""
         assert self.group is not None
-        self.group.attrs["certificate"] = certificate.to_json()
+        record_certificate(self.store, certificate)
         consolidate(self.store)
         replace_folder(self.store, self.path)
         remove(self.partial)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sciflow.errors import UserError
 from sciflow.posterior.operators.conjugate_gradient import conjugate_gradient
+from sciflow.posterior.operators.least_squares import least_squares
 from sciflow.recorded import Recorded
 
 __all__ = ["Linear", "Operator", "inner_product", "shape_of"]
@@ -68,9 +69,13 @@ class Linear(Operator):
     r"""A linear operator with adjoint A', pseudo-inverse A^+ and the solutions of (A A' + c I) z = r.
 
     Authors write `forward` and `adjoint`, and override what they know in closed form: `gram_solve`, `normal_solve`,
-    `pseudo_inverse`, `singular_values`. The defaults are conjugate gradients to a relative residual of `tolerance`.
+    `pseudo_inverse`, `singular_values`. The defaults of both solutions are conjugate gradients to a relative residual of
+    `tolerance`: the error of a solution may be larger by the condition number of its matrix. Of the others see `least_squares`.
 
     Attributes:
+        tolerance, iterations: of conjugate gradients.
+        any_precision: whether it takes double precision, whatever its constants are. Pseudo-inverse and projections are then
+            computed in it; by default in operators of this library alone.
         isometry: c if A A' = c I (rows are orthogonal and of one length), else None. All the rest follows from it.
         closed_gram: whether `gram_solve` is a closed form that takes any r at shift 0: then the others follow from it.
     """
@@ -79,6 +84,11 @@ class Linear(Operator):
     iterations: int = 1000
     isometry: float | None = None
     closed_gram: bool = False
+
+    @property
+    def any_precision(self) -> bool:
+        parts = [part for part in self.modules() if isinstance(part, Linear) and part is not self]
+        return type(self).__module__.partition(".")[0] == "sciflow" and all(part.any_precision for part in parts)
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
@@ -116,14 +126,22 @@ class Linear(Operator):
         return conjugate_gradient(lambda x: self.adjoint(self(x)), r, self.rows(shift, r), self.tolerance, self.iterations)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A^+ y (B, *domain), the least-squares solution of least norm, for any y."""
+        """A^+ y (B, *domain), the least-squares solution of least norm, for any y.
+
+        Raises `UserError` if the iteration does not reach 12 digits (or those of y, where only they are computed).
+        """
         if self.isometry is not None or self.closed_gram:
             return self.adjoint(self.gram_solve(y, 0.0))
-        return self.normal_solve(self.adjoint(y), 0.0)
+        found = least_squares(self, self.adjoint, self._wide(self.check_output(y)), self.iterations)
+        return found.to(y.real.dtype.to_complex() if found.is_complex() else y.real.dtype)
 
     def range_projection(self, x: Tensor) -> Tensor:
         """A^+ A x: what is measured of x."""
-        return self.pseudo_inverse(self(x))
+        return self.pseudo_inverse(self(self._wide(x))).to(x.dtype)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        # A^+ magnifies rounding errors by the condition number of A
+        return x.to(torch.promote_types(x.dtype, torch.float64)) if self.any_precision else x
 
     def null_projection(self, x: Tensor) -> Tensor:
         """x - A^+ A x: what the measurement does not see of x."""

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sciflow.errors import UserError
@@ -75,9 +76,14 @@ class Composition(Linear):
         values = None if self._inner is None else first.singular_values()
         if values is None:
             return None
-        doubled = first.complex_domain and not self.complex_domain
-        values = (values * self._inner**0.5).repeat_interleave(2 if doubled else 1)
-        count = min(math.prod(self.domain), math.prod(self.range) * (2 if doubled else 1))
+        device = next((b.device for b in self.buffers()), None)
+        inside = torch.zeros(1, *self.domain, dtype=torch.complex128 if self.complex_domain else torch.float64, device=device)
+        for operator in reversed(self.operators[1:]):
+            inside = operator(inside)
+        # over the reals a complex number is two, in what the first operator takes and in what it gives
+        pairs = [value.is_complex() and not self.complex_domain for value in (inside, first(inside))]
+        values = (values * self._inner**0.5).repeat_interleave(2 if pairs[0] else 1)
+        count = min(math.prod(self.domain), math.prod(self.range) * (2 if pairs[1] else 1))
         return nn.functional.pad(values, (0, max(0, count - len(values))))
 
 

@@ -46,7 +46,7 @@ class ForeignLinear(ForeignOperator, Linear):
         physics: an object with methods A and A_adjoint.
         domain, range: shapes of one row; the range is found by a call with zeros if not given.
         use_dagger: take physics.A_dagger as the pseudo-inverse. Many libraries stop their iteration early; by default it is
-            conjugate gradients here, to `tolerance`.
+            conjugate gradients here, see `least_squares`.
 
     `Problem` runs the dot test on it once, see `check_adjoint`.
     """
@@ -59,6 +59,10 @@ class ForeignLinear(ForeignOperator, Linear):
             if not callable(getattr(physics, name, None)):
                 raise UserError(f"{type(physics).__name__} has no method {name}(y)")
         self.use_dagger = use_dagger
+
+    @property
+    def any_precision(self) -> bool:
+        return False
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.check_input(self.physics.A_adjoint(self.check_output(y)))

@@ -39,6 +39,10 @@ class GaussianMixtureVelocity(TimeNetwork):
         s = s.reshape(-1, 1, 1) * torch.eye(d, dtype=torch.float64) if s.dim() < 2 else s
         w = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         s = s.expand(k, d, d)
+        if not all(bool(entry.isfinite().all()) for entry in (m, s, w)):
+            raise UserError("a mixture needs means, covariances and weights that are finite")
+        if not torch.allclose(s, s.mT, rtol=1e-8, atol=0):
+            raise UserError("a mixture needs symmetric covariances")
         values, vectors = torch.linalg.eigh(s)
         if not bool((values > 0).all()) or not bool((w > 0).all()):
             raise UserError("a mixture needs positive weights and covariances that are positive definite")

@@ -128,5 +128,5 @@ class AdaptiveFlow(Sampler):
 
     def _chain(self, jumps: Jumps, source: Source, walker: Walker, randomness: Randomness) -> Mixed:
         u = walker.u
-        here = Point(u, walker.state.log_prob, source.log_prob(u))
+        here = Point(u, walker.state.log_prob, source.log_prob(u, jumps.target.calls))
         return Mixed(jumps, here, walker, self.moves, randomness)

@@ -10,6 +10,7 @@ from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.samplers.annealed_bridge import Bridge
 from sciflow.posterior.samplers.annealed_schedule import Schedule, pilot
 from sciflow.posterior.samplers.annealed_transition import Transition
+from sciflow.posterior.samplers.drift import ROUNDS
 from sciflow.posterior.samplers.stochastic_flow import StochasticFlow
 
 __all__ = ["AnnealedImportance"]
@@ -24,7 +25,7 @@ class AnnealedImportance(StochasticFlow):
         base: normalised; the prior of a `Problem` by default, needed for an `Energy`.
         betas: inverse temperatures, increasing to 1; found by the pilot by default.
         share: conditional effective share between two temperatures of the pilot: the closer to 1, the more of them.
-        transition, replicates, pilot, least: as for `StochasticFlow`.
+        transition, replicates, pilot, least, further: as for `StochasticFlow`.
 
     Source: Annealed importance sampling, Neal 2001, physics/9803008.
 
@@ -40,13 +41,14 @@ class AnnealedImportance(StochasticFlow):
     def __init__(
         self, base: Any = None, *, betas: Sequence[float] | None = None, share: float = 0.97,
         transition: Transition | None = None, replicates: int = 16, pilot: int = 500, least: float = 100.0,
+        further: int = ROUNDS,
     ) -> None:  # fmt: skip
         if not 0 < share < 1:
             raise UserError(f"share={share}: give a share of the particles between 0 and 1")
         if not pilot and betas is None:
             raise UserError("pilot=0 without betas: nobody knows the temperatures; give betas or a pilot")
         super().__init__((), (1.0,) if betas is None else betas, base=base, transition=transition, replicates=replicates,
-                         pilot=pilot, least=least)  # fmt: skip
+                         pilot=pilot, least=least, further=further)  # fmt: skip
         self.share, self.adaptive = share, betas is None
 
     def schedule(self, bridge: Bridge, draws: int, randomness: Randomness) -> Schedule:

@@ -58,6 +58,10 @@ class Bridge:
         """log p_b(u) (B,) for one b or one per row."""
         return joined(*self.pieces(u), beta)
 
+    def final(self, u: Tensor) -> Tensor:
+        """log p~(u) (B,), of the target."""
+        return self.log_prob(u, 1.0)
+
     def density(self, beta: float | Tensor) -> Density:
         """u -> log p_b(u) and its gradient, counted."""
 

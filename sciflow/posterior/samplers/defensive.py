@@ -36,6 +36,8 @@ class Defensive(Proposal):
 
     def __init__(self, proposals: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         self.parts = [entry if isinstance(entry, Proposal) else Proposal(entry) for entry in proposals]
+        for part in self.parts:
+            part.need_constant()
         shapes = {tuple(part.event_shape) for part in self.parts}
         if len(shapes) != 1:
             raise UserError(f"the proposals have event shapes {sorted(shapes)}: a mixture needs one")
@@ -45,6 +47,9 @@ class Defensive(Proposal):
             raise UserError(f"{len(self.parts)} proposals and weights {weights}: give one weight > 0 for each")
         self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
         self.event_shape = self.parts[0].event_shape
+
+    def need_constant(self) -> None:
+        """Every part has been asked."""
 
     @property
     def support(self) -> constraints.Constraint:
@@ -61,12 +66,12 @@ class Defensive(Proposal):
         log_q = x.new_empty(len(self.parts), rows, dtype=torch.float64)
         for k, (part, (_, own)) in enumerate(zip(self.parts, drawn, strict=True)):  # its own draws know their density
             here = which == k
-            log_q[k, here], log_q[k, ~here] = own[here].double(), part.log_prob(x[~here]).double()
+            log_q[k, here], log_q[k, ~here] = own[here].double(), part.log_prob(x[~here], calls).double()
         return x, self._mixed(log_q).to(x.dtype)
 
     @torch.no_grad()
-    def log_prob(self, x: Tensor) -> Tensor:
-        log_q = torch.stack([part.log_prob(x).double() for part in self.parts])
+    def log_prob(self, x: Tensor, calls: Calls | None = None) -> Tensor:
+        log_q = torch.stack([part.log_prob(x, calls).double() for part in self.parts])
         return self._mixed(log_q).to(x.dtype)
 
     def _mixed(self, log_q: Tensor) -> Tensor:

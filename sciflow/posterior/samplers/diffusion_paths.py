@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sciflow.posterior.samplers.whitening import Whitened
 
-__all__ = ["Control", "Paths", "Way", "variances"]
+__all__ = ["Control", "Paths", "Trajectory", "variances"]
 
 _CLIP = 30.0  # of the target's gradient as the network sees it
 
@@ -49,7 +49,7 @@ class Control(nn.Module):
         return (self.network(torch.cat([w.to(dtype), time], 1)) + self.gain(time) * pull).to(w.dtype)
 
 
-class Way(NamedTuple):
+class Trajectory(NamedTuple):
     """Paths y (K + 1, B, n) with the target's gradients along them, and log p~ at their ends (B,)."""
 
     y: Tensor
@@ -71,7 +71,7 @@ class Paths:
         self.view, self.control, self.a = view, control, a
         self.log_det = (view.root if view.root.dim() == 1 else view.root.diagonal()).log().sum()
 
-    def forwards(self, normal: Callable[[], Tensor], *, gradients: bool = False) -> Way:
+    def forwards(self, normal: Callable[[], Tensor], *, gradients: bool = False) -> Trajectory:
         """Steered paths; `normal()` gives (B, n) each time. With `gradients` they are differentiable in the network."""
         y, kept, pulls = normal(), [], []
         with torch.set_grad_enabled(gradients):
@@ -84,9 +84,9 @@ class Paths:
             log_prob, last = self.view.density(y.detach())
             if gradients:  # its value and its gradient
                 log_prob = log_prob + (last * (y - y.detach())).sum(1)
-            return Way(torch.stack([*kept, y]), torch.stack(pulls), log_prob)
+            return Trajectory(torch.stack([*kept, y]), torch.stack(pulls), log_prob)
 
-    def backwards(self, w: Tensor, normal: Callable[[], Tensor]) -> Way:
+    def backwards(self, w: Tensor, normal: Callable[[], Tensor]) -> Trajectory:
         """Noised paths that end at w (B, n)."""
         log_prob = self.view.log_prob(w)
         kept = [w]
@@ -94,9 +94,9 @@ class Paths:
             a = self.a[k].to(w.dtype)
             kept.append((1 - a).sqrt() * kept[-1] + a.sqrt() * normal())
         y = torch.stack(kept[::-1])
-        return Way(y, torch.stack([self.view.density(point)[1] for point in y[:-1]]), log_prob)
+        return Trajectory(y, torch.stack([self.view.density(point)[1] for point in y[:-1]]), log_prob)
 
-    def log_weight(self, way: Way) -> Tensor:
+    def log_weight(self, way: Trajectory) -> Tensor:
         """log w (B,), in one pass through the network; -inf where the target is 0."""
         _, rows, features = way.gradient.shape
         y, ahead = way.y[:-1], way.y[1:]

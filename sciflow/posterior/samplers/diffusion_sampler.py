@@ -17,13 +17,18 @@ from sciflow.posterior.method import Sampler
 from sciflow.posterior.prior import as_prior
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.result import Posterior, Result
+from sciflow.posterior.samplers.annealed_transition import Transition
 from sciflow.posterior.samplers.diffusion_paths import Control, Paths, variances
+from sciflow.posterior.samplers.drift import ROUNDS, drift_figures, drift_tests, further
+from sciflow.posterior.samplers.no_draws import no_effective_draws
 from sciflow.posterior.samplers.whitening import Whitened, pooled_root
 from sciflow.posterior.target import Target, Unconstrained
-from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, weight_tests
+from sciflow.posterior.weights import effective_size, log_mean, pareto_k, weight_tests
 from sciflow.training.progress import ProgressBar
 
 __all__ = ["DiffusionSampler"]
+
+_COPIES = 1024  # for the drift
 
 
 class DiffusionSampler(Sampler):
@@ -40,10 +45,11 @@ class DiffusionSampler(Sampler):
         steps: of the diffusion, one gradient of the target each.
         duration: how much noise they add: a share exp(-duration) of the data remains.
         hidden: widths of the network.
-        iterations, batch, learning_rate: of the training.
+        iterations, batch, learning_rate: of the training. A rate of 3e-3 learns faster but drops modes of some targets.
         check: draws of the target (N, *event), from wherever: a forward diagnostic fails the certificate if paths miss them.
         replicates: groups of draws for the error of the evidence.
         least: effective size below which the certificate warns.
+        further: rounds of moves of copies of draws, which tell whether draws stay where they are; see `TemperedSMC`.
 
     Source: An optimal control perspective on diffusion-based generative modeling, Berner, Richter and Ullrich 2022, arXiv
     2211.01364; Improved sampling via learned diffusions, Richter and Berner 2023, arXiv 2307.01198.
@@ -51,8 +57,9 @@ class DiffusionSampler(Sampler):
 
     def __init__(
         self, base: Any = None, *, objective: str = "log_variance", steps: int = 32, duration: float = 4.0,
-        hidden: Sequence[int] = (64, 64), iterations: int = 500, batch: int = 256, learning_rate: float = 3e-3,
+        hidden: Sequence[int] = (64, 64), iterations: int = 500, batch: int = 256, learning_rate: float = 1e-3,
         check: Tensor | None = None, replicates: int = 16, least: float = 100.0,
+        further: int = ROUNDS,
     ) -> None:  # fmt: skip
         if objective not in ("log_variance", "reverse_kl"):
             raise UserError(f"unknown objective {objective!r}; known are 'log_variance' and 'reverse_kl'")
@@ -62,7 +69,7 @@ class DiffusionSampler(Sampler):
         self.steps, self.hidden = integer("steps", steps, 1, 2**20), tuple(hidden)
         self.iterations, self.batch = integer("iterations", iterations, 0, 2**30), integer("batch", batch, 2, 2**30)
         self.learning_rate, self.least = learning_rate, least
-        self.replicates = integer("replicates", replicates, 2, 2**20)
+        self.replicates, self.further = integer("replicates", replicates, 2, 2**20), integer("further", further, 0, 2**20)
 
     def run(self, target: Target, draws: int, randomness: Randomness, *, progress: bool) -> Result:
         if draws < 2 * self.replicates:
@@ -79,21 +86,30 @@ class DiffusionSampler(Sampler):
                 parts.append((paths.view.outward(way.y[-1]), way.log_prob, paths.log_weight(way)))
         u, log_p, log_w = (torch.cat(entries) for entries in zip(*parts, strict=True))
         log_w = torch.where(log_w.isnan(), -torch.inf, log_w).double()
+        drift = self._drift(space, u, log_w, randomness.child("further"))
         x = space.constrain(u)
         ladj = space.transform.log_abs_det_jacobian(u, x).reshape(len(u), -1).sum(-1)
-        groups = [float(group.logsumexp(0)) - math.log(len(group)) for group in log_w.tensor_split(self.replicates)]
+        groups = [float(log_mean(group)) for group in log_w.tensor_split(self.replicates)]
         evidence = Evidence.from_replicates(groups, f"path weights of {draws} diffusions")
-        statistics = {"k_hat": pareto_k(log_w), "effective": effective_size(log_w).size}
+        statistics = {"k_hat": pareto_k(log_w), "effective": effective_size(log_w).size, **drift}
         if self.check is not None:
             statistics["forward_share"] = self._forward(paths, space, randomness.child("check"))
         result = Result(x[None], log_w[None], (log_p - ladj)[None], evidence=evidence, statistics=statistics,
                         traces={"loss": losses})  # fmt: skip
         if not bool((log_w > -torch.inf).any()):
-            raise NoEffectiveDraws(
-                f"no effective draws: all {draws} paths have weight 0; give a base that covers the target, or train for longer "
-                "(what was computed is in the error's `result`)", result,
-            )  # fmt: skip
+            why = f"all {draws} paths have weight 0; give a base that covers the target, or train for longer"
+            raise no_effective_draws(why, result, target, type(self).__name__)
         return result
+
+    def _drift(self, space: Unconstrained, u: Tensor, log_w: Tensor, randomness: Randomness) -> dict[str, float]:
+        """Of copies of draws, since a move costs more than a path."""
+        some = torch.linspace(0, len(u) - 1, min(len(u), _COPIES), device=u.device).long()
+        u, log_w = u[some], log_w[some]
+        if not self.further or not bool((log_w > -torch.inf).any()):
+            return {}
+        step = Transition().start(space.features)
+        before, after = further(u, step, _spread(u, log_w), randomness, density=space.value_and_gradient, rounds=self.further)
+        return drift_figures(before, after, log_w, torch.arange(len(u), device=u.device))
 
     def _paths(self, space: Unconstrained, target: Target, randomness: Randomness) -> Paths:
         base = self.base if self.base is not None else getattr(target, "prior", None)
@@ -153,4 +169,11 @@ class DiffusionSampler(Sampler):
                 Test("forward effective share", found.statistics["forward_share"], 0.01, ">=",
                      description="of noised draws of the target: near 0 the diffusion has not converged, it misses modes")
             )  # fmt: skip
-        return tests
+        return [*tests, *drift_tests(found.statistics)]
+
+
+def _spread(u: Tensor, log_w: Tensor) -> Tensor:
+    """Weighted standard deviations (*event), never 0."""
+    weight = log_w.softmax(0).to(u.dtype).reshape(-1, *[1] * (u.dim() - 1))
+    spread = (weight * (u - (weight * u).sum(0)).square()).sum(0).sqrt()
+    return torch.where(spread > 0, spread, 1.0)

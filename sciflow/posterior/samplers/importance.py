@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sciflow.arguments import integer
-from sciflow.certificate import Certificate, Test
+from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.log_evidence import Evidence
 from sciflow.posterior.method import Sampler
@@ -17,10 +16,11 @@ from sciflow.posterior.problem import Problem
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.resampling import systematic
 from sciflow.posterior.result import Posterior, Result
+from sciflow.posterior.samplers.no_draws import no_effective_draws
 from sciflow.posterior.samplers.proposal import as_proposal
 from sciflow.posterior.samplers.proposal_coverage import coverage_tests, escaping
 from sciflow.posterior.target import Target
-from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, smoothed, weight_tests
+from sciflow.posterior.weights import NoEffectiveDraws, effective_size, log_mean, pareto_k, smoothed, weight_tests
 
 __all__ = ["Importance"]
 
@@ -71,6 +71,8 @@ class Importance(Sampler):
                 f"{rows} proposals in {self.replicates} replicates: give {2 * self.replicates} or more, or fewer replicates"
             )
         is_prior = isinstance(target, Problem) and getattr(proposal, "prior", None) is target.prior
+        if not is_prior:
+            proposal.need_constant()
         parts = []
         for first in range(0, rows, self.chunk):
             count = min(self.chunk, rows - first)
@@ -83,7 +85,9 @@ class Importance(Sampler):
                 log_p = log_q + likelihood if likelihood is not None else target.log_prob(x)
             parts.append((x, log_q, log_p, log_p - log_q if likelihood is None else likelihood))
         x, log_q, log_p, log_w = (torch.cat(entries) for entries in zip(*parts, strict=True))
-        log_w = torch.where(log_q.isfinite(), log_w, -torch.inf).double()
+        # a prior draw has the likelihood as its weight, also where the density overflows or is not a number
+        drawn = x.isfinite().reshape(rows, -1).all(1) if is_prior else log_q > -torch.inf
+        log_w = torch.where(drawn & ~log_w.isnan(), log_w, -torch.inf).double()
         result = self._result(x, log_q, log_p, log_w, draws, randomness)
         if not bool((log_w > -torch.inf).any()):
             raise _nothing(proposal, rows, result, target)
@@ -93,8 +97,8 @@ class Importance(Sampler):
         return result
 
     def _result(self, x: Tensor, log_q: Tensor, log_p: Tensor, log_w: Tensor, draws: int, randomness: Randomness) -> Result:
-        groups = [group for group in log_w.tensor_split(self.replicates)]
-        evidence = Evidence.from_replicates([_log_mean(group) for group in groups], f"importance sampling, {len(log_w)} draws")
+        groups = [float(log_mean(group)) for group in log_w.tensor_split(self.replicates)]
+        evidence = Evidence.from_replicates(groups, f"importance sampling, {len(log_w)} draws")
         traces: dict[str, Tensor] = {}
         figures = {"proposals": float(len(log_w)), "zero_weights": float((log_w == -torch.inf).double().mean())}
         size = effective_size(log_w)
@@ -133,16 +137,8 @@ class Importance(Sampler):
         return [*tests, *coverage_tests(found)]
 
 
-def _log_mean(log_w: Tensor) -> float:
-    return float(log_w.logsumexp(0)) - math.log(len(log_w))
-
-
 def _nothing(proposal: Any, rows: int, result: Result, target: Target) -> NoEffectiveDraws:
-    failed = Certificate([Test("effective draws", 0.0, 1.0, ">="), target.values_test()], subject="Importance")
-    kept = Posterior(**{**vars(result), "certificate": failed, "calls": target.calls})
     kind = f"{proposal!r}"
     kind = kind if len(kind) < 100 else type(proposal).__name__
-    return NoEffectiveDraws(
-        f"no effective draws: all {rows} weights are 0, {kind} does not reach the target ({target.why_nothing()}); "
-        "give a proposal that covers it (what was computed is in the error's `result`)", kept,
-    )  # fmt: skip
+    why = f"all {rows} weights are 0, {kind} does not reach the target ({target.why_nothing()}); give a proposal that covers it"
+    return no_effective_draws(why, result, target, "Importance")

@@ -19,7 +19,7 @@ from sciflow.posterior.samplers.proposal import as_proposal
 from sciflow.posterior.samplers.proposal_coverage import coverage_tests, escaping
 from sciflow.posterior.samplers.walker import Walker
 from sciflow.posterior.target import Target, Unconstrained
-from sciflow.posterior.weights import pareto_k
+from sciflow.posterior.weights import PSIS, pareto_k
 from sciflow.training.progress import ProgressBar
 
 __all__ = ["Independence", "finished", "jump_tests"]
@@ -111,13 +111,22 @@ def finished(space: Any, chain: Mixed, draws: int, thin: int, progress: bool) ->
 
 
 def jump_tests(found: Posterior, *, alone: bool) -> list[Test]:
-    """k-hat of the proposals' weights and the longest stay: what rejections say of the proposal."""
+    """k-hat of the proposals' weights (warns above 0.7, fails above 1) and the longest stay: what rejections say.
+
+    The rate at which a chain of jumps alone forgets is 1 - 1 / sup w: with weights that have no mean there is no rate, and the
+    draws are those of importance sampling with the same weights. Chains with local moves (`alone` false) leave the tails by
+    these, so k-hat is only reported.
+    """
+    sign = "<=" if alone else None
     k = found.statistics["k_hat"]
     shown = None if k != k else max(k, -1.0)
     stay = found.statistics["longest_stay"]
     return [
-        Test("k-hat of proposals", shown, 1.0 if alone else None, "<=" if alone else None, severity="warn",
-             description="tail of p~ / q over all proposals; above 1 chains that are where q is not stay for very long"),
+        Test("k-hat of proposals", shown, 0.7 if alone else None, sign, severity="warn", description=_TAIL, reference=PSIS),
+        Test("k-hat of proposals, limit", shown, 1.0 if alone else None, sign, description=_TAIL, reference=PSIS),
         Test("longest stay", stay, 0.1, "<=", severity="warn",
              description="share of the run that a chain went without accepting a proposal, worst chain"),
     ]  # fmt: skip
+
+
+_TAIL = "tail of p~ / q over all proposals; above 1 their mean is unknown, and chains stay for very long where q is not"

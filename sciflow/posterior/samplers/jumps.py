@@ -33,7 +33,7 @@ class Source(Protocol):
 
     def draw(self, rows: int, randomness: Randomness, calls: Calls | None = None) -> tuple[Tensor, Tensor]: ...
 
-    def log_prob(self, u: Tensor) -> Tensor: ...
+    def log_prob(self, u: Tensor, calls: Calls | None = None) -> Tensor: ...
 
 
 class InData(Proposal):
@@ -48,8 +48,8 @@ class InData(Proposal):
         log_q = log_q.to(u.dtype) + self._ladj(u)
         return u, torch.where(u.isfinite().reshape(rows, -1).all(1), log_q, torch.inf)  # outside: weight 0
 
-    def log_prob(self, u: Tensor) -> Tensor:
-        return self.inner.log_prob(self.space.constrain(u)).to(u.dtype) + self._ladj(u)
+    def log_prob(self, u: Tensor, calls: Calls | None = None) -> Tensor:
+        return self.inner.log_prob(self.space.constrain(u), calls).to(u.dtype) + self._ladj(u)
 
     def _ladj(self, u: Tensor) -> Tensor:
         return self.space.transform.log_abs_det_jacobian(u, self.space.constrain(u)).reshape(len(u), -1).sum(-1)
@@ -68,9 +68,9 @@ class InWhitened(Proposal):
         u = self.view.outward(w.reshape(rows, -1).to(self.view.root.dtype))
         return u, log_q.to(u.dtype) - self.log_det
 
-    def log_prob(self, u: Tensor) -> Tensor:
+    def log_prob(self, u: Tensor, calls: Calls | None = None) -> Tensor:
         dtype = self.inner.prior.reference.dtype
-        return self.inner.log_prob(self.view.inward(u).reshape(u.shape).to(dtype)).to(u.dtype) - self.log_det
+        return self.inner.log_prob(self.view.inward(u).reshape(u.shape).to(dtype), calls).to(u.dtype) - self.log_det
 
 
 class Jumps:
@@ -131,7 +131,7 @@ class Mixed:
             for _ in range(self.moves):
                 self.walker.move()
             u = self.walker.u
-            here = Point(u, self.walker.state.log_prob, self.jumps.source.log_prob(u))
+            here = Point(u, self.walker.state.log_prob, self.jumps.source.log_prob(u, self.jumps.target.calls))
         uniform = self.randomness.uniform(len(here.u), 1)[:, 0].to(here.u.device)
         self.here, accepted = jump(here, self.jumps.next(), uniform)
         if self.walker is not None:

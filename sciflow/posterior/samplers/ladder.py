@@ -11,6 +11,7 @@ from torch import Tensor
 from sciflow.posterior.moves import State, hamiltonian
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.samplers.adaptation import DualAveraging
+from sciflow.posterior.samplers.annealed_bridge import joined
 from sciflow.posterior.target import value_and_gradient
 
 __all__ = ["Ladder", "spaced"]
@@ -84,7 +85,7 @@ class Ladder:
     def _density(self, u: Tensor) -> tuple[Tensor, Tensor]:
         def joint(point: Tensor) -> Tensor:
             log_q, ratio = self.bridge.pieces(point.reshape(len(point), *self.event))
-            return _joined(log_q, ratio, beta)
+            return joined(log_q, ratio, beta)
 
         beta = self.beta[-len(u) :]  # the lowest rung does not move
         self.calls.gradient += len(u)
@@ -133,10 +134,6 @@ class Ladder:
         self.upward[-1] = False
         self.upward[0] = True
         self.counted += 1
-
-
-def _joined(log_q: Tensor, ratio: Tensor, beta: Tensor) -> Tensor:
-    return log_q + torch.where(beta > 0, beta * torch.where(beta > 0, ratio, 0), 0)
 
 
 def spaced(betas: Tensor, rejected: Tensor) -> Tensor:

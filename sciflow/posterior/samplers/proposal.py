@@ -44,8 +44,9 @@ class Proposal:
     def draw(self, rows: int, randomness: Randomness, calls: Calls | None = None) -> tuple[Tensor, Tensor]:
         """x (rows, *event) and log q(x) (rows,), in one pass through a flow."""
         if self.prior.flow is None:
-            x = self.prior.draw(rows, randomness)
-            return x, self.prior.log_prob(x)
+            with self.prior.counting(calls):
+                x = self.prior.draw(rows, randomness)
+            return x, self.prior.density(x, calls)
         found = source(self.prior.distribution)
         uniform = randomness.uniform(rows, found.uniforms).reshape(rows, *found.batch_shape, found.uniforms)
         drawn = found.draw(uniform, True)
@@ -56,9 +57,14 @@ class Proposal:
         return drawn.x.reshape(rows, *self.event_shape), drawn.log_prob.reshape(rows)
 
     @torch.no_grad()
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log q(x) (B,)."""
-        return self.prior.log_prob(x)
+    def log_prob(self, x: Tensor, calls: Calls | None = None) -> Tensor:
+        """log q(x) (B,); `calls` counts velocity evaluations, as those of `draw`."""
+        return self.prior.density(x, calls)
+
+    def need_constant(self) -> None:
+        """Raises `UserError` if log q is known up to a constant only."""
+        if not self.prior.normalised:
+            raise UserError(f"{self.prior!r} has a density without its constant: weights made of it are wrong by a factor")
 
     def __repr__(self) -> str:
         return repr(self.prior)

@@ -78,6 +78,6 @@ def coverage_tests(found: Result) -> list[Test]:
 
 
 def _share(target: Target, proposal: Proposal, x: Tensor, log_p: Tensor, top: Tensor, share: Tensor | None) -> float:
-    log_q = proposal.log_prob(x)
+    log_q = proposal.log_prob(x, target.calls)
     beyond = ((log_p - log_q).double() > top + 1e-9) | (log_q == -torch.inf) & (log_p > -torch.inf)
     return float(beyond.double().mean() if share is None else (share * beyond).sum())

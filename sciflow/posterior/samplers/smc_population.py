@@ -8,6 +8,7 @@ from torch import Tensor
 from sciflow.posterior.log_evidence import Evidence
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.resampling import systematic
+from sciflow.posterior.weights import log_mean, pareto_k
 
 __all__ = ["Population", "conditional_share"]
 
@@ -45,17 +46,14 @@ class Population:
         index = torch.arange(self.particles, device=due.device).expand(self.runs, -1).clone()
         for run in due.nonzero()[:, 0].tolist():
             index[run] = systematic(self.log_weight[run].softmax(0), self.particles, uniform[run])
-            self.log_evidence[run] += self._log_mean()[run]
+            self.log_evidence[run] += log_mean(self.log_weight[run])
             self.log_weight[run] = 0.0
         self.ancestor = self.ancestor.gather(1, index)
         return (index + torch.arange(self.runs, device=due.device)[:, None] * self.particles).flatten()
 
-    def _log_mean(self) -> Tensor:
-        return self.log_weight.logsumexp(1) - torch.log(torch.tensor(float(self.particles), dtype=torch.float64))
-
     def log_values(self) -> Tensor:
         """log of the estimated Z of each run (R,)."""
-        return self.log_evidence + self._log_mean()
+        return self.log_evidence + log_mean(self.log_weight)
 
     def evidence(self, method: str) -> Evidence:
         """Over the runs."""
@@ -79,10 +77,43 @@ class Population:
         Source: A general theory of particle filters in hidden Markov models, Chan and Lai 2013, arXiv 1312.5114; Variance
         estimation in the particle filter, Lee and Whiteley 2018, arXiv 1509.00394.
         """
+        return float(1 / self._sizes().square().sum())
+
+    def family(self) -> Tensor:
+        """The number (R * N,) of the family of each particle: that of its first particle among those of all runs."""
+        return (torch.arange(self.runs, device=self.ancestor.device)[:, None] * self.particles + self.ancestor).flatten()
+
+    def tail(self) -> float:
+        """k-hat of the families' weights: each is the weight, by all it has led to, of one draw of the base. Where few of
+        many have nearly all, others like them were not met yet, and every run has Z too small."""
+        sizes = self._sizes()
+        return pareto_k(sizes[sizes > 0].log())
+
+    def independent(self, x: Tensor, log_prob: Tensor | None) -> float:
+        r"""How many independent draws the particles x (R * N, *event) are worth, whose families moves have made forget:
+
+            1 / (sum_i W_i^2 + rho (sum_f W_f^2 - sum_i W_i^2)),
+
+        rho the largest correlation within families of coordinates, their squares and `log_prob`, W_f the families' weights.
+        With rho = 1 these are `families`; with 0 Kish's effective size. Modes that families do not leave give a large rho.
+        """
         weight = self.final_weight().flatten().softmax(0)
-        row = torch.arange(self.runs, device=weight.device)[:, None] * self.particles + self.ancestor
-        size = torch.zeros_like(weight).index_add_(0, row.flatten(), weight)
-        return float(1 / size.square().sum())
+        values = x.reshape(len(x), -1).double()
+        values = torch.cat([values - (weight[:, None] * values).sum(0), *([] if log_prob is None else [log_prob[:, None]])], 1)
+        values = torch.cat([values, values.square()], 1)
+        values = torch.where(weight[:, None] > 0, values, 0.0)
+        part = weight[:, None] * (values - (weight[:, None] * values).sum(0))
+        sums = torch.zeros_like(part).index_add_(0, self.family(), part)
+        own, all_own = part.square().sum(0), weight.square().sum()
+        pairs = self._sizes().square().sum() - all_own
+        variance = (part.square() / torch.where(weight > 0, weight, 1.0)[:, None]).sum(0)
+        correlation = (sums.square().sum(0) - own) / (pairs * variance)
+        largest = correlation[correlation.isfinite()].clamp(0, 1)
+        return float(1 / (all_own + (largest.max() if len(largest) else 1.0) * pairs))
+
+    def _sizes(self) -> Tensor:
+        weight = self.final_weight().flatten().softmax(0)
+        return torch.zeros_like(weight).index_add_(0, self.family(), weight)
 
 
 def conditional_share(log_weight: Tensor, log_increment: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ from sciflow.posterior.samplers.annealed_bridge import Bridge
 from sciflow.posterior.samplers.annealed_path import follow
 from sciflow.posterior.samplers.annealed_schedule import Schedule, increasing, pilot
 from sciflow.posterior.samplers.annealed_transition import Transition, Tuned
+from sciflow.posterior.samplers.drift import ROUNDS, drift_figures, drift_tests, further
+from sciflow.posterior.samplers.no_draws import no_effective_draws
 from sciflow.posterior.target import Target
-from sciflow.posterior.weights import NoEffectiveDraws, effective_size, pareto_k, weight_tests
+from sciflow.posterior.weights import effective_size, log_mean, pareto_k, weight_tests
 
 __all__ = ["StochasticFlow"]
 
@@ -41,6 +43,9 @@ class StochasticFlow(Sampler):
         replicates: groups of draws for the error of the evidence.
         pilot: draws of the run that tunes the moves; no tuning (0) leaves steps at their first size.
         least: effective size below which the certificate warns.
+        further: as for `TemperedSMC`.
+
+    Modes that no path has met are in no figure of the certificate.
 
     Raises `NoEffectiveDraws`, which carries the result, if all weights are 0.
 
@@ -58,6 +63,7 @@ class StochasticFlow(Sampler):
     def __init__(
         self, flows: Sequence[Flow] = (), betas: Sequence[float] = (1.0,), *, base: Any = None,
         transition: Transition | None = None, replicates: int = 16, pilot: int = 500, least: float = 100.0,
+        further: int = ROUNDS,
     ) -> None:  # fmt: skip
         self.flows, self.betas = list(flows), increasing(betas)
         if len(self.flows) > len(self.betas):
@@ -70,7 +76,7 @@ class StochasticFlow(Sampler):
         self.base, self.least = base, least
         self.transition = Transition() if transition is None else transition
         self.replicates = integer("replicates", replicates, 2, 2**20)
-        self.pilot = integer("pilot", pilot, 0, 2**30)
+        self.pilot, self.further = integer("pilot", pilot, 0, 2**30), integer("further", further, 0, 2**20)
 
     def schedule(self, bridge: Bridge, draws: int, randomness: Randomness) -> Schedule:
         """Temperatures, with steps from a tempered run without flows (its particles are at p_b, as flows want to be)."""
@@ -91,23 +97,27 @@ class StochasticFlow(Sampler):
             bridge, schedule, self.transition, bridge.draw(draws, source.child("base")), source, flows=self.flows,
             progress=progress,
         )  # fmt: skip
-        result = self._result(bridge, u, log_w, traces)
+        walk = self.transition.kind == "walk"
+        before, after = further(u, *schedule.tuned[-1], randomness.child("further"), rounds=self.further,
+                                log_prob=bridge.final, density=None if walk else bridge.density(1.0))  # fmt: skip
+        drift = drift_figures(before, after, log_w, torch.arange(len(u), device=u.device)) if self.further else {}
+        result = self._result(bridge, after.x, log_w, traces, drift)
         if not bool((log_w > -torch.inf).any()):
-            raise NoEffectiveDraws(
-                f"no effective draws: all {draws} paths of {type(self).__name__} have weight 0; give a base that covers the "
-                "target, or more temperatures (what was computed is in the error's `result`)", result,
-            )  # fmt: skip
+            name = type(self).__name__
+            why = f"all {draws} paths of {name} have weight 0; give a base that covers the target, or more temperatures"
+            raise no_effective_draws(why, result, target, name)
         return result
 
-    def _result(self, bridge: Bridge, u: Tensor, log_w: Tensor, traces: dict[str, Tensor]) -> Result:
+    def _result(self, bridge: Bridge, u: Tensor, log_w: Tensor, traces: dict[str, Tensor], drift: dict[str, float]) -> Result:
         x = bridge.coordinates.constrain(u)
         log_q, ratio = bridge.value(u)
         ladj = bridge.coordinates.transform.log_abs_det_jacobian(u, x).reshape(len(u), -1).sum(-1)
-        groups = [float(group.logsumexp(0)) - math.log(len(group)) for group in log_w.tensor_split(self.replicates)]
+        groups = [float(log_mean(group)) for group in log_w.tensor_split(self.replicates)]
         size = effective_size(log_w)
         statistics = {
             "temperatures": float(len(traces["acceptance"])), "acceptance": float(traces["acceptance"].min()),
             "k_hat": pareto_k(log_w), "effective": size.size, "effective_low": size.low, "effective_high": size.high,
+            **drift,
         }  # fmt: skip
         return Result(
             x[None], log_w[None], (log_q - ladj + ratio)[None], ratio[None] if bridge.from_prior else None,
@@ -118,5 +128,6 @@ class StochasticFlow(Sampler):
         assert found.log_weight is not None
         tests, _ = weight_tests(found.log_weight.flatten(), least=self.least, k=found.statistics["k_hat"])
         least = 0.1 if self.transition.kind == "walk" else 0.3
-        return [*tests, Test("least acceptance", found.statistics["acceptance"], least, ">=", severity="warn",
-                             description="of the moves, at the worst temperature")]  # fmt: skip
+        tests.append(Test("least acceptance", found.statistics["acceptance"], least, ">=", severity="warn",
+                          description="of the moves, at the worst temperature"))  # fmt: skip
+        return [*tests, *drift_tests(found.statistics)]

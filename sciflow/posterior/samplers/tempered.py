@@ -17,6 +17,7 @@ from sciflow.posterior.result import Posterior, Result
 from sciflow.posterior.samplers.annealed_bridge import Bridge
 from sciflow.posterior.samplers.buffered import Buffered
 from sciflow.posterior.samplers.chain_tests import markov_tests, merged
+from sciflow.posterior.samplers.drift import drift_figures, drift_tests, further
 from sciflow.posterior.samplers.ladder import Ladder, spaced
 from sciflow.posterior.samplers.markov import packed
 from sciflow.posterior.samplers.noise_coordinates import Noise
@@ -24,6 +25,8 @@ from sciflow.posterior.target import Target
 from sciflow.training.progress import ProgressBar
 
 __all__ = ["Tempered"]
+
+_COPIES, _STRETCHES = 512, 32  # of draws of all chains, for the drift
 
 
 class Tempered(Sampler):
@@ -89,10 +92,21 @@ class Tempered(Sampler):
         statistics = {
             "rungs": float(len(ladder.betas)), "least_exchange": float(exchanged.min()),
             "round_trips": float(ladder.trips) / self.chains, "acceptance": float(ladder.accepted.min()) / ladder.counted,
+            **self._drift(bridge, ladder, kept, randomness.child("further")),
         }  # fmt: skip
         traces = {"inverse_temperature": ladder.betas, "exchange": exchanged, "step": ladder.step}
         evidence = Evidence.from_replicates(ladder.log_evidence().tolist(), f"stepping stones, {self.chains} ladders")
         return packed(space, merged(kept), merged(values), evidence=evidence, statistics=statistics, traces=traces)
+
+    def _drift(self, bridge: Any, ladder: Ladder, kept: Tensor, randomness: Randomness) -> dict[str, float]:
+        """Of copies of draws that are evenly spaced along the chains; families are at least 32 stretches of chains."""
+        several = min(len(kept), max(1, _COPIES // self.chains))
+        u = kept[torch.linspace(0, len(kept) - 1, several, device=kept.device).long()].flatten(0, 1)
+        density = bridge.value_and_gradient if self.noise else bridge.density(1.0)
+        before, after = further(u, ladder.step[-1], ladder.scale[-1].reshape(ladder.event), randomness, density=density)
+        stretch = torch.arange(several, device=u.device) * -(-_STRETCHES // self.chains) // several
+        family = (stretch[:, None] * self.chains + torch.arange(self.chains, device=u.device)).flatten()
+        return drift_figures(before, after, torch.zeros_like(family, dtype=torch.float64), family)
 
     def _warm(self, bridge: Any, target: Target, randomness: Randomness) -> Ladder:
         """Rounds in windows that double: scales and spacing from the last, steps all along."""
@@ -143,7 +157,7 @@ class Tempered(Sampler):
     def tests(self, found: Posterior, target: Any) -> list[Test]:
         figures = found.statistics
         return [
-            *markov_tests(found, least=self.least),
+            *markov_tests(found, least=self.least), *drift_tests(figures),
             Test("least exchange", figures["least_exchange"], 0.1, ">=", severity="warn",
                  description="mean probability of exchange between neighbours, worst pair: more rungs raise it"),
             Test("round trips a chain", figures["round_trips"], 5.0, ">=", severity="warn",

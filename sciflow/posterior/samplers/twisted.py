@@ -13,9 +13,11 @@ from sciflow.arguments import integer
 from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.method import Sampler
+from sciflow.posterior.moves import in_blocks
 from sciflow.posterior.problem import Problem
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.result import Posterior, Result
+from sciflow.posterior.samplers.drift import drift_tests
 from sciflow.posterior.samplers.smc_population import Population
 from sciflow.posterior.samplers.smc_tests import population_tests
 from sciflow.posterior.samplers.twisted_functions import PiGDMTwist, Twist
@@ -49,6 +51,9 @@ class TwistedSMC(Sampler):
             need the prior's density; 0 for none, None for 30 where there is one.
         correct: see above; needs the prior's density.
         scale: of the noise of the steps.
+        chunk: rows that are evaluated at a time, in multiples of 64: a matter of memory, draws do not depend on it.
+
+    Modes that no particle of any run has met are in no figure of the certificate.
 
     Raises `UserError` for priors that are no `TransportFlow` from standard normal noise on an affine path in R^n.
 
@@ -65,6 +70,7 @@ class TwistedSMC(Sampler):
     def __init__(
         self, twist: Twist | None = None, *, guidance: Guidance | None = None, steps: int | Sequence[float] = 100,
         runs: int = 8, threshold: float = 0.5, moves: int | None = None, correct: bool = False, scale: float = 1.0,
+        chunk: int = 2**14,
     ) -> None:  # fmt: skip
         if not 0 < threshold <= 1 or not scale > 0:
             raise UserError(f"threshold={threshold}, scale={scale}: give a share of the particles in (0, 1] and a scale > 0")
@@ -72,13 +78,14 @@ class TwistedSMC(Sampler):
         self.guidance, self.times = guidance, times_of(steps)
         self.runs, self.threshold, self.correct, self.scale = integer("runs", runs, 1, 2**20), threshold, correct, scale
         self.moves = None if moves is None else integer("moves", moves, 0, 2**20)
+        self.chunk = integer("chunk", chunk, 1, 2**40)
 
     def run(self, target: Target, draws: int, randomness: Randomness, *, progress: bool) -> Result:
         problem = _problem(target)
         self.twist.check(problem)
         if self.correct:
             problem.prior.need_density()
-        way = Way(problem, self.twist, self.guidance, self.runs * draws, self.scale)
+        way = Way(problem, self.twist, self.guidance, self.runs * draws, self.scale, self.chunk)
         population = Population(self.runs, draws, problem.device)
         x = randomness.normal(self.runs * draws, problem.event_shape, problem.dtype)
         debt = torch.zeros(len(x), dtype=torch.float64, device=x.device)  # log of reversed steps over steps
@@ -94,14 +101,14 @@ class TwistedSMC(Sampler):
                 following, log_ratio, log_step = way.step(t, s, x, here, randomness)
                 last = s == 1
                 if last and not self.correct:
-                    log_twist = _likelihood(problem, following)
+                    log_twist = self._likelihood(problem, following)
                 else:
                     there = way.look(s, following)
-                    log_twist = _likelihood(problem, following) if last else there.log_twist
+                    log_twist = self._likelihood(problem, following) if last else there.log_twist
                     debt = debt + way.back(t, s, x, following, there) - log_step if self.correct else debt
                 if last and self.correct:
                     with torch.no_grad():
-                        debt = debt + problem.log_prior(following).double()
+                        debt = debt + in_blocks(problem.log_prior, following, self.chunk).double()
                 population.reweight(log_ratio + log_twist - here.log_twist + (debt if last else 0.0))
                 x, here = following, (here if last else there)
                 bar.update(k + 1, f"t = {s:.3g}")
@@ -115,29 +122,29 @@ class TwistedSMC(Sampler):
         rows = len(x)
         statistics["distinct_before"] = len(torch.unique(x.reshape(rows, -1), dim=0)) / rows
         statistics |= {"ancestors": population.ancestors(), "families": population.families()}
-        x, log_prob, figures = rejuvenated(problem, x, population, self.moves, randomness.child("moves"))
-        statistics |= figures
+        x, log_prob, figures = rejuvenated(problem, x, population, self.moves, randomness.child("moves"), self.chunk)
+        statistics |= {**figures, "k_hat": population.tail(), "independent": population.independent(x, log_prob)}
         statistics["distinct"] = len(torch.unique(x.reshape(rows, -1), dim=0)) / rows
         shape = (self.runs, population.particles)
-        with torch.no_grad():
-            likelihood = problem.log_likelihood(x)
+        likelihood = self._likelihood(problem, x).to(x.dtype)
         return Result(
             x.reshape(*shape, *x.shape[1:]), population.final_weight(),
             None if log_prob is None else log_prob.reshape(shape), likelihood.reshape(shape), evidence=evidence,
             statistics=statistics, traces={"effective_size": torch.stack(population.sizes), "time": torch.tensor(self.times)},
         )  # fmt: skip
 
+    @torch.no_grad()
+    def _likelihood(self, problem: Problem, x: Tensor) -> Tensor:
+        return in_blocks(problem.log_likelihood, x, self.chunk).double()
+
     def tests(self, found: Posterior, target: Any) -> list[Test]:
         tests = population_tests(found)
         if not found.statistics["moves"]:
             tests.append(Test("moves after the end", None if self.moves is None else 0.0,
                               description="none: copies stay copies, and errors of the steps stay"))  # fmt: skip
+        elif "drift" in found.statistics:
+            tests += drift_tests(found.statistics)
         return tests
-
-
-def _likelihood(problem: Problem, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return problem.log_likelihood(x).double()
 
 
 def _problem(target: Target) -> Problem:

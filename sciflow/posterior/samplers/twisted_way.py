@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from sciflow.errors import UserError
+from sciflow.posterior.moves import in_blocks
 from sciflow.posterior.problem import Problem
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.samplers.twisted_functions import Twist
+from sciflow.transport.field import Field
 from sciflow.transport.guidance.base import Guidance
 from sciflow.transport.paths.base import AffinePath
 
@@ -33,12 +35,14 @@ class Look(NamedTuple):
 class Way:
     """Euler-Maruyama steps of dx = (v - c n) dt + sqrt(2 c d) dW for the field of a problem's prior, c = `scale`.
 
-    Its marginals are those of the flow; the time-reversed SDE is dx = (v + c n) dt with the same noise.
+    Its marginals are those of the flow; the time-reversed SDE is dx = (v + c n) dt with the same noise. Velocities are
+    evaluated at `chunk` rows at a time.
     """
 
-    def __init__(self, problem: Problem, twist: Twist, guidance: Guidance | None, rows: int, scale: float) -> None:
-        self.problem, self.twist, self.scale = problem, twist, scale
-        self.field = problem.prior.field(rows)
+    def __init__(self, problem: Problem, twist: Twist, guidance: Guidance | None, rows: int, scale: float, chunk: int) -> None:
+        self.problem, self.twist, self.scale, self.guidance, self.chunk = problem, twist, scale, guidance, chunk
+        self.fields: dict[int, tuple[Field, Field | None]] = {}  # a field is made for a number of rows
+        self.field = self._field(rows)[0]
         self.field.need_score()
         path = self.field.path
         if not isinstance(path, AffinePath) or path.noisy or not self.field.space.euclidean:
@@ -46,7 +50,13 @@ class Way:
         if self.field.mask is not None or self.field.shifts != (None, None):
             raise UserError("TwistedSMC knows no priors with masks or learned shifts of noise or data: use TemperedSMC")
         self.path = path
-        self.guided = None if guidance is None else guidance(self.field)
+
+    def _field(self, rows: int) -> tuple[Field, Field | None]:
+        """The prior's field for so many rows, and the guided one."""
+        if rows not in self.fields:
+            field = self.problem.prior.field(rows)
+            self.fields[rows] = field, None if self.guidance is None else self.guidance(field)
+        return self.fields[rows]
 
     def _time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self.problem.dtype, device=self.problem.device)
@@ -59,14 +69,18 @@ class Way:
         return _normal(x, 1.0)
 
     def look(self, t: float, x: Tensor) -> Look:
+        return Look(*in_blocks(lambda rows: self._look(t, rows), x, self.chunk))
+
+    def _look(self, t: float, x: Tensor) -> Look:
         time = self._time(t)
-        v, noise, log_twist, lead = self.twist(self.problem, self.field, time, x)
-        if self.guided is not None:
+        field, guided = self._field(len(x))
+        v, noise, log_twist, lead = self.twist(self.problem, field, time, x)
+        if guided is not None:
             self.problem.calls.velocity += len(x)
             a, d, da, dd = (float(entry) for entry in self.path.coefficients(torch.tensor(t, dtype=torch.float64)))
             # v' = v + d (a' d - a d') / a grad log p(y | x)
             factor = a / max(d * (da * d - a * dd), 1e-12)
-            lead = ((self.guided(time, x) - v) * factor).detach()
+            lead = ((guided(time, x) - v) * factor).detach()
         bad = ~lead.isfinite()
         return Look(v, noise, log_twist, torch.where(bad, 0.0, lead))
 

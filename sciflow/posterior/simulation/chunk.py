@@ -81,17 +81,24 @@ def _rows(task: Task) -> list[Any]:
     for place, row in enumerate(task.theta):
         try:
             value = task.simulator(row.copy(), generator(task.seed, task.start + place))
-            found.append(np.array(value, dtype=np.float64))
-        except Exception as error:  # a simulator may raise anything: it is recorded with its row
+            found.append(_real(value))
+        except (Exception, SystemExit) as error:  # a simulator may raise anything: it is recorded with its row
             found.append(f"{type(error).__name__}: {error}")
     return found
 
 
 def _batch(task: Task) -> list[Any]:
     try:
-        value = np.array(task.simulator(task.theta.copy(), generator(task.seed, task.number, batched=True)), dtype=np.float64)
-    except Exception as error:
+        value = _real(task.simulator(task.theta.copy(), generator(task.seed, task.number, batched=True)))
+    except (Exception, SystemExit) as error:
         return [f"{type(error).__name__}: {error}"] * len(task.theta)
     if value.shape[:1] != task.theta.shape[:1]:
         return [f"ValueError: the simulator returned shape {value.shape} for {len(task.theta)} rows"] * len(task.theta)
     return list(value)
+
+
+def _real(value: Any) -> np.ndarray:
+    """A copy in float64. Raises `TypeError` for complex numbers, of which the conversion would drop the imaginary part."""
+    if np.iscomplexobj(value):
+        raise TypeError("the data are complex: return two real channels, np.stack([y.real, y.imag], -1)")
+    return np.array(value, dtype=np.float64)

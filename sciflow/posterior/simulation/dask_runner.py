@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sciflow.errors import UserError
+from sciflow.posterior.clusters import cluster
 from sciflow.posterior.simulation.chunk import Chunk, Task, run_chunk
 from sciflow.posterior.simulation.runners import Runner
 
@@ -26,8 +27,7 @@ class Dask(Runner):
     def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Chunk]]:
         if not tasks:
             return
-        client, own = self._client()
-        try:
+        with cluster(self._where(), workers=self.workers) as client:
             from distributed import KilledWorker, as_completed
 
             futures = {client.submit(run_chunk, task, pure=False, retries=self.retries): task for task in tasks}
@@ -41,25 +41,14 @@ class Dask(Runner):
                     ) from error
                 yield futures[future], chunk
                 future.release()
-        finally:
-            for thing in own:
-                thing.close()
 
-    def _client(self) -> tuple[Any, list[Any]]:
-        """A client, and what is to be closed afterwards."""
-        try:
-            from distributed import Client, LocalCluster, get_client
-        except ImportError as error:
-            raise UserError("Dask is not installed: pip install 'sciflow[dask]'") from error
+    def _where(self) -> Any:
+        """The address, the client that is active, or a local cluster."""
         if self.address is not None:
-            try:
-                client = Client(self.address, timeout="10s", set_as_default=False)
-            except OSError as error:
-                raise UserError(f"no Dask scheduler answers at {self.address}: {error}") from error
-            return client, [client]
+            return self.address
         try:
-            return get_client(), []
-        except ValueError:
-            cluster = LocalCluster(n_workers=self.workers, threads_per_worker=1, dashboard_address=None)
-            client = Client(cluster, set_as_default=False)
-            return client, [client, cluster]
+            from distributed import get_client
+
+            return get_client()
+        except (ImportError, ValueError):  # without Dask `cluster` says what is missing
+            return "local"

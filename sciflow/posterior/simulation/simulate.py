@@ -74,7 +74,8 @@ def simulate(
         prior, simulations: how many draws of which prior; or `theta` (N, D).
         runner: `Serial()`, `Processes(workers)` or `Dask(address)`.
         folder: chunks are written there as they are finished, and found there by a later call with the same arguments; another
-            seed, prior or number of rows is refused.
+            seed, prior or number of rows is refused. So is another simulator, by the first row that is there (batched: the
+            first chunk), which is run again.
         chunk: rows per chunk.
         batched: the simulator takes theta (n, D) and returns n rows; one generator per chunk, so that the chunk size matters.
 
@@ -98,6 +99,7 @@ def simulate(
         _enter(place, {"seed": seed, "rows": len(rows), "chunk": chunk, "batched": batched,
                        "theta": hashlib.sha256(rows.tobytes()).hexdigest()})  # fmt: skip
         done = {task.number: found for task in tasks if (found := _finished(place, task)) is not None}
+        _same_simulator(place, runner or Serial(), tasks, done)
     with ProgressBar(len(tasks), done=len(done), visible=progress) as bar:
         bar.update(len(done), "simulating")
         for task, found in (runner or Serial())([task for task in tasks if task.number not in done]):
@@ -113,7 +115,13 @@ def _parameters(prior: Any, simulations: int | None, theta: Tensor | None, seed:
         raise UserError("give a prior with a number of simulations, or theta")
     if theta is None:
         count = integer("simulations", simulations, 1, 2**40)
-        theta = as_prior(prior).draw(count, Randomness(seed, "simulate"))
+        known = as_prior(prior)
+        if len(known.event_shape) != 1:
+            raise UserError(
+                f"the prior has event shape {tuple(known.event_shape)}, a simulator takes vectors theta (D,): "
+                'Prior.product({"name": prior}) makes its numbers the entries of one'
+            )
+        theta = known.draw(count, Randomness(seed, "simulate"))
     theta = torch.as_tensor(theta).double()
     if theta.dim() != 2 or not bool(theta.isfinite().all()):
         raise UserError(f"theta has shape {tuple(theta.shape)}: give finite parameters (N, D)")
@@ -138,7 +146,8 @@ def _assembled(theta: Tensor, chunks: list[Chunk], size: int) -> Simulations:
     shape = next(entry.y.shape[1:] for entry in chunks if len(entry.good))
     y = torch.full((len(theta), *shape), torch.nan, dtype=torch.float64)
     for number, entry in enumerate(chunks):
-        y[number * size + torch.from_numpy(entry.good)] = torch.from_numpy(entry.y)
+        if len(entry.good):  # a chunk of failures knows no shape
+            y[number * size + torch.from_numpy(entry.good)] = torch.from_numpy(entry.y)
     if errors:
         _LOG.warning("%d of %d simulations failed; row %d: %s", len(errors), len(theta), *sorted(errors)[0])
     return Simulations(theta, y, sorted(errors))
@@ -166,6 +175,30 @@ def _enter(folder: Path, manifest: dict[str, Any]) -> None:
         if before.get(name) != value:
             what = "other parameters" if name == "theta" else f"{name}={before.get(name)}, now it is {value}"
             raise UserError(f"{folder} holds simulations with {what}: give the same arguments, or another folder")
+
+
+def _same_simulator(folder: Path, runner: Runner, tasks: list[Task], done: dict[int, Chunk]) -> None:
+    """Run the first row that worked (the first such chunk, if batched) again. Raises `UserError` if it gives another result."""
+    task = next((task for task in tasks if task.number in done and len(done[task.number].good)), None)
+    if task is None:
+        return
+    before, place = done[task.number].y[0], int(done[task.number].good[0])
+    row = task.start + place
+    if not task.batched:
+        task, place = task._replace(theta=task.theta[place : place + 1], start=row), 0
+    [(_, found)] = runner([task])
+    messages = dict(found.errors)
+    if row in messages:
+        said = f"fails now: {messages[row]}"
+    else:
+        again = found.y[list(found.good).index(place)]
+        if again.shape == before.shape and np.allclose(again, before, rtol=0, atol=1e-6 * np.abs(before).max(initial=0)):
+            return  # machines differ in their last bits
+        said = "comes out differently now"
+    raise UserError(
+        f"{folder} holds simulations of which row {row} {said}: another simulator, or one whose random numbers are not those "
+        "of its generator: give the same one, or another folder"
+    )
 
 
 def _file(folder: Path, number: int) -> Path:

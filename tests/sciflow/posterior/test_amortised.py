@@ -94,6 +94,23 @@ def test_the_distance_is_one_at_the_outermost_permille() -> None:
     assert float(measure(torch.tensor([[1.0, -1.0]]))) > 3
 
 
+def test_what_never_varied_is_seen_when_it_does() -> None:
+    """Entries that were constant, or copies of others, in all simulations: the observation that leaves them is far."""
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randn(2000, 3, generator=generator)
+    y[:, 1], y[:, 2] = 7.0, 3 * y[:, 0]
+    scaling = Scaling((3,)).fit(y)
+    measure = SimulationDistance(3).fit(scaling(y))
+
+    def distance(*values: float) -> float:
+        return float(measure(scaling(torch.tensor([values]))))
+
+    assert distance(0.5, 7.0, 1.5) < 1
+    assert distance(0.5, 107.0, 1.5) > 3 and distance(0.5, 7.0, 4.5) > 3
+    constant = SimulationDistance(1).fit(torch.zeros(50, 1))
+    assert float(constant(torch.zeros(1, 1))) == 0 and float(constant(torch.ones(1, 1))) > 3
+
+
 def test_embeddings_find_their_features_and_refuse_other_shapes() -> None:
     found = Embedded((3, 2), Perceptron(6, 4, (8,)))
     assert found.features == 4 and found(torch.zeros(7, 5, 3, 2)).shape == (7, 5, 4)

@@ -56,7 +56,7 @@ def check(found, exact):
 @pytest.mark.parametrize("operator", ["dense", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask", "identity"))])
 def test_annealed_importance_on_ten_gaussians(operator):
     exact = gaussian_problem(operator)
-    found = AnnealedImportance(replicates=REPLICATES, share=0.9, pilot=200)(exact.problem, REPLICATES * 16, seed=1)
+    found = AnnealedImportance(replicates=REPLICATES, share=0.9, pilot=200, further=1)(exact.problem, REPLICATES * 16, seed=1)
     check(found, exact)
     assert found.certificate["k-hat, limit"].passed and found.certificate["least acceptance"].passed
 
@@ -64,7 +64,7 @@ def test_annealed_importance_on_ten_gaussians(operator):
 @pytest.mark.parametrize("kind", ["langevin", "walk"])
 def test_other_transitions_are_unbiased_too(kind):
     exact = gaussian_problem("mask", 3)
-    sampler = AnnealedImportance(replicates=REPLICATES, pilot=200, transition=Transition(kind, moves=3))
+    sampler = AnnealedImportance(replicates=REPLICATES, pilot=200, transition=Transition(kind, moves=3), further=1)
     assert unbiased(sampler(exact.problem, REPLICATES * 10, seed=2), exact.log_evidence)
 
 
@@ -73,7 +73,7 @@ def test_stochastic_flow_on_ten_gaussians(operator):
     """Flows that nobody trained cost effective draws, not correctness."""
     exact = gaussian_problem(operator)
     betas = [(k / 15) ** 2 for k in range(1, 16)]
-    sampler = StochasticFlow(flows(3, 10), betas, replicates=REPLICATES, pilot=200)
+    sampler = StochasticFlow(flows(3, 10), betas, replicates=REPLICATES, pilot=200, further=1)
     check(sampler(exact.problem, REPLICATES * 20, seed=3), exact)
 
 
@@ -123,7 +123,7 @@ def wide(features):
                                pytest.param(16, 120, 0.35, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_many_wells_by_annealing(features, draws, limit):
-    sampler = AnnealedImportance(wide(features), replicates=REPLICATES, pilot=300, share=0.97)
+    sampler = AnnealedImportance(wide(features), replicates=REPLICATES, pilot=300, share=0.97, further=1)
     assert many_well(features, lambda target: sampler(target, REPLICATES * draws, seed=5)) < limit
 
 
@@ -153,7 +153,8 @@ def test_refusals():
         AnnealedImportance()(nothing, 100)
     with pytest.raises(NoEffectiveDraws, match="have weight 0") as caught:
         StochasticFlow(betas=[0.5, 1.0], pilot=0, transition=Transition("walk"))(nothing, 100)
-    assert caught.value.result.x.shape == (1, 100, 2)
+    kept = caught.value.result
+    assert kept.x.shape == (1, 100, 2) and kept.certificate.verdict == "failed" and kept.calls.likelihood > 0
     with pytest.raises(UserError, match="increase from above 0 to 1"):
         StochasticFlow(betas=[0.5, 0.4, 1.0])
     with pytest.raises(UserError, match="at least one beta for each flow"):

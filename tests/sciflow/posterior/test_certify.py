@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,67 @@ def test_bad_files_are_the_callers_fault(tmp_path: Path, capsys: pytest.CaptureF
     assert run(["certify"]) == 2
 
 
+def test_no_file_that_is_damaged_or_of_another_kind_is_an_internal_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole = draws(tmp_path / "draws.nc", PASSED).read_bytes()
+    for share in (0.0, 0.01, 0.3, 0.6, 0.9, 0.999):
+        (tmp_path / f"cut-{share}.nc").write_bytes(whole[: int(share * len(whole))])
+    (tmp_path / "certificate.json").write_text(Certificate([PASSED]).to_json())
+    (tmp_path / "image.png").write_bytes(b"\x89PNG" + bytes(200))
+    (tmp_path / "folder").mkdir()
+    for name in ("no-root", "root-cut", "no-group", "array-cut", "chunk-cut", "chunk-gone", "binary"):
+        draws(tmp_path / f"{name}.zarr", PASSED)
+    (tmp_path / "no-root.zarr" / "zarr.json").unlink()
+    root = tmp_path / "root-cut.zarr" / "zarr.json"
+    root.write_text(root.read_text()[:200])
+    shutil.rmtree(tmp_path / "no-group.zarr" / "posterior")
+    (tmp_path / "array-cut.zarr" / "posterior" / "x" / "zarr.json").write_text("{")
+    (tmp_path / "array-cut.zarr" / "zarr.json").write_text(unconsolidated(tmp_path / "array-cut.zarr" / "zarr.json"))
+    for name in ("chunk-cut", "chunk-gone"):
+        (chunk,) = [entry for entry in (tmp_path / f"{name}.zarr" / "posterior" / "x" / "c").rglob("*") if entry.is_file()]
+        chunk.write_bytes(chunk.read_bytes()[:20]) if name == "chunk-cut" else chunk.unlink()
+    (tmp_path / "binary.zarr" / "zarr.json").write_bytes(bytes(range(256)))
+    with h5py.File(tmp_path / "other.nc", "w") as file:
+        file["numbers"] = [1.0, 2.0]
+    paths = [entry for entry in tmp_path.iterdir() if entry.name != "draws.nc"]
+    assert len(paths) == 17
+    for path in paths:
+        for extra in ([], ["--require", "warn"]):
+            code, shown = run(["certify", str(path), *extra]), capsys.readouterr()
+            assert code == 2 and path.name in shown.err and shown.err.count("\n") == 1, (path.name, code, shown)
+            assert "internal error" not in shown.err and not shown.out
+
+
+def unconsolidated(path: Path) -> str:
+    content = json.loads(path.read_text())
+    content.pop("consolidated_metadata")
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize("name", ["draws.nc", "draws.zarr"])
+def test_faults_of_the_draws_fail_whatever_the_certificate_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    """NaN draws, weights that are all 0, weights that are NaN, in files that were written with a certificate that passes."""
+    x, weight = torch.randn(1, 20, 2), torch.zeros(1, 20)
+    lost = x.clone()
+    lost[0, 3] = torch.nan
+    certificate = Certificate([PASSED], subject="Sampler")
+    cases = {
+        "2 of 40 numbers of the draws are NaN": Posterior(lost, certificate=certificate),
+        "all draws have weight 0": Posterior(x, log_weight=weight - torch.inf, certificate=certificate),
+        "log-weights are NaN": Posterior(x, log_weight=torch.full((1, 20), torch.nan), certificate=certificate),
+    }
+    for message, result in cases.items():
+        path = write(result, tmp_path / name)
+        assert run(["certify", str(path)]) == 0 and run(["certify", str(path), "--require", "warn"]) == 3
+        shown = capsys.readouterr()
+        assert message in shown.out and "the verdict is 'failed'" in shown.err
+        assert run(["certify", str(path), "--html", str(tmp_path / "page.html")]) == 0
+        assert "✘ <b>failed</b>" in (tmp_path / "page.html").read_text()
+    path = write(Posterior(x, log_weight=weight, certificate=certificate), tmp_path / name)
+    assert run(["certify", str(path), "--require", "pass"]) == 0
+
+
 def test_page_and_help(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = draws(tmp_path / "draws.nc", WARNED)
     assert run(["certify", str(path), "--html", str(tmp_path / "page.html"), "--require", "pass"]) == 3
@@ -74,7 +136,8 @@ def test_page_and_help(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(["certify", str(path), "--html", str(tmp_path / "page.txt")]) == 2
     assert ".html or .png" in capsys.readouterr().err
     assert run(["certify", "--help"]) == 0
-    assert "--require [pass|warn]" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--require [pass|warn]" in text and all(f" {code}: " in text for code in (0, 2, 3))
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -22,6 +22,7 @@ from sciflow.posterior.diagnostics import (
     tarp,
 )
 from sciflow.posterior.recalibration import Recalibration
+from sciflow.posterior.result import Posterior
 
 MATRIX = torch.tensor([[1.0, 0.8], [0.0, 1.0]], dtype=torch.float64)
 SIGMA = 0.7
@@ -128,6 +129,29 @@ def test_draws_may_come_from_a_sampler_and_ranks_are_reproducible() -> None:
     assert found.tests[-1].outcome == "warned"  # too small for the stated power
 
 
+def test_few_simulations_are_refused_where_ranks_are_uniform_only_asymptotically() -> None:
+    """Range and regression are made of the same simulations: at 20 of them 1.5 % of exact posteriors fail at 1 %."""
+    theta, draws, y = linear(49, 20, 3)
+    for call in (lambda: battery(draws, theta, y), lambda: tarp(theta, draws)):
+        with pytest.raises(UserError, match=r"49 simulations.*50 or more"):
+            call()
+    assert len(sbc(theta[:20], draws[:20])) == 2  # exact at any number
+
+
+@pytest.mark.slow
+def test_the_battery_keeps_its_level_at_the_fewest_simulations() -> None:
+    """Exact posteriors, 50 simulations, level 1 %, 4000 repetitions: 1.2 % fail (at 10 simulations 2 %).
+
+    Above 2 % with probability 1e-5.
+    """
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(4000, 50, 2, generator=generator, dtype=torch.float64)
+    draws = torch.randn(4000, 50, 20, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(4000, 50, 1, generator=generator, dtype=torch.float64)
+    p = holm(np.stack([entry.p_values for entry in battery_ranks(theta, draws, y)])).min(0)
+    assert (p < 0.01).mean() < 0.02
+
+
 def test_expected_coverage_against_normal_quantiles() -> None:
     """Draws at 0.8 of the width: coverage is 2 Phi(0.8 z) - 1 up to 5 standard errors (false-alarm rate 1e-6 per figure)."""
     theta, draws, _ = linear(4000, 400, 8, "width")
@@ -156,6 +180,21 @@ def test_recalibration_restores_coverage_and_is_labelled() -> None:
     assert all("recalibrated" in test.description and test.outcome == "reported" for test in recalibration.tests)
     with pytest.raises(UserError, match="needs 19 or more"):
         Recalibration(theta[:10], draws[:10], levels=(0.95,))
+
+
+def test_recalibration_holds_for_the_number_of_draws_it_was_made_with() -> None:
+    """Factors from 1000 exact draws are 1; intervals of 8 draws are too narrow by construction, so they need others."""
+    theta, draws, _ = linear(300, 40, 10)
+    recalibration = Recalibration(theta, draws, levels=(0.68,))
+    for count in (8, 39, 41):
+        with pytest.raises(UserError, match=rf"made with 40 draws.*{count} were given"):
+            recalibration.intervals(torch.randn(count, 2))
+    with pytest.raises(UserError, match=r"made with 40 draws.*20 were given"):
+        recalibration.intervals(Posterior(torch.randn(2, 10, 2)))
+    result = Posterior(torch.randn(2, 100, 2))  # more draws than were calibrated with are thinned
+    found, wanted = recalibration.intervals(result), recalibration.intervals(result.resampled(40))
+    assert torch.equal(found.low, wanted.low) and torch.equal(found.high, wanted.high)
+    assert "40 draws" in repr(recalibration)
 
 
 def test_bad_input_is_named() -> None:

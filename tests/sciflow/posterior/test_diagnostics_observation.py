@@ -17,6 +17,7 @@ from sciflow.posterior import Posterior, Problem
 from sciflow.posterior.diagnostics import (
     LocalC2ST,
     ObservationRefused,
+    battery,
     c2st,
     chain_size,
     chain_tests,
@@ -27,8 +28,11 @@ from sciflow.posterior.diagnostics import (
     posterior_predictive,
     predictive_tests,
     split_r_hat,
+    tarp,
 )
-from sciflow.posterior.likelihoods import Gaussian
+from sciflow.posterior.diagnostics.inputs import flattened
+from sciflow.posterior.diagnostics.regression import cross_fitted
+from sciflow.posterior.likelihoods import Gaussian, Masked
 
 
 def autoregressive(chains: int, draws: int, rho: float, seed: int) -> torch.Tensor:
@@ -92,6 +96,23 @@ def test_observation_is_refused_unless_forced() -> None:
     assert observation_test(torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]), degenerate).outcome == "failed"
 
 
+def test_units_of_features_hide_nothing() -> None:
+    """An observation 100 sd off in a feature, whatever its unit and that of others; and one that leaves a constant."""
+    generator = torch.Generator().manual_seed(3)
+    plain = torch.randn(1000, 3, generator=generator, dtype=torch.float64)
+    plain[:, 2] = 0.1
+    for units in ((1.0, 1.0, 1.0), (1e8, 1.0, 1.0), (1e8, 1e-21, 1e8), (1.0, 1e-80, 1e-30)):
+        unit = torch.tensor(units, dtype=torch.float64)
+
+        def p_value(*values: float, unit: torch.Tensor = unit) -> float:
+            return observation_test(torch.tensor(values, dtype=torch.float64) * unit, plain * unit).value
+
+        assert p_value(0.3, 1.0, 0.1) > 0.1
+        assert p_value(0.3, 100.0, 0.1) < 0.01 and p_value(0.3, 1.0, 0.11) < 0.01
+    zero = torch.cat([plain[:, :2], torch.zeros(1000, 1)], 1)
+    assert observation_test(torch.tensor([0.3, 1.0, 1e-21], dtype=torch.float64), zero).outcome == "failed"
+
+
 def test_p_values_of_good_observations_are_uniform() -> None:
     """300 good observations at 20 %: between 30 and 95 below, a binomial probability of 1e-4 outside."""
     generator = torch.Generator().manual_seed(4)
@@ -139,6 +160,72 @@ def test_predictive_checks_see_an_outlier_and_wrong_noise() -> None:
     assert tests[0].outcome == "failed" and tests[0].value == pytest.approx(2 / 501)
     with pytest.raises(UserError, match="replicated data"):
         predictive_tests(torch.zeros(3), replicated)
+
+
+def test_predictive_checks_that_cannot_fail_are_refused() -> None:
+    """The smallest adjusted p-value is 2 K / (1 + S): with 4 statistics and 500 replicates 0.016, whatever the observation."""
+    observed, replicated = torch.full((3,), 1000.0), torch.randn(1000, 3, generator=torch.Generator().manual_seed(9))
+    for count in (500, 799):
+        with pytest.raises(UserError, match=rf"{count} replicated data sets cannot.*4 statistics.*800 or more"):
+            predictive_tests(observed, replicated[:count])
+    tests = predictive_tests(observed, replicated[:800])
+    assert {test.name.removeprefix("predictive "): test.outcome for test in tests} == {
+        "mean": "failed", "minimum": "failed", "maximum": "failed", "standard deviation": "failed",
+    }  # fmt: skip
+    assert predictive_tests(observed, replicated[:500], level=0.05)[0].outcome == "failed"
+    y = torch.full((20,), 1000.0)
+    narrow = Posterior(0.01 * torch.randn(1, 300, 20, generator=torch.Generator().manual_seed(10)))
+    many = {f"datum {k}": lambda data, k=k: data[:, k] for k in range(6)}
+    assert all(test.outcome == "failed" for test in posterior_predictive(narrow, problem(y), many))  # by default draws
+
+
+def test_predictive_checks_leave_out_what_is_masked() -> None:
+    """As if the masked data did not exist: the outlier among the others is seen, statistics get the observed ones alone."""
+    observed = torch.ones(20, dtype=torch.bool)
+    observed[:4] = False
+    y = torch.where(observed, 2**0.5 * torch.randn(20, generator=torch.Generator().manual_seed(12)), torch.nan)
+    for outlier, outcome in ((1.0, "passed"), (30.0, "failed")):
+        y[7] = outlier
+        masked = Problem(problem(torch.zeros(20)).prior, y, Masked(Gaussian(1.0), observed))
+        noise = torch.randn(1, 2000, 20, generator=torch.Generator().manual_seed(11)) / 2**0.5
+        x = Posterior(torch.where(observed, y.nan_to_num().clamp_max(3) / 2, 0) + noise)
+        found = posterior_predictive(x, masked, {"maximum": lambda data: data.amax(1), "size": lambda data: 0 * data[:, 15]})
+        assert found[0].outcome == outcome
+
+
+def test_numbers_are_data_of_one_feature() -> None:
+    """(N,) gives the figures of (N, 1), bit for bit, for data as for parameters."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(300, generator=generator)
+    y = theta + torch.randn(300, generator=generator)
+    draws = y[:, None] / 2 + torch.randn(300, 50, generator=generator) / 2**0.5
+    flat, wide = (battery(draws, theta, entry, features=features) for entry, features in (
+        (y, lambda y: y[:, 0]), (y.unsqueeze(1), None)))  # fmt: skip
+    assert flat.adjusted.tolist() == wide.adjusted.tolist()
+    assert battery(draws, theta, y, quantities={"sum": lambda x, y: (x + y)[:, 0]}).p_value > 0
+    assert torch.equal(tarp(theta, draws, y, references="regression").values,
+                       tarp(theta, draws, y.unsqueeze(1), references="regression").values)  # fmt: skip
+    assert c2st(theta[:40], y[:40], folds=2) == c2st(theta[:40, None], y[:40, None], folds=2)
+    assert misspecification(y[:3], y) == misspecification(y[:3, None], y[:, None])
+    assert observation_test(y[0], y) == observation_test(y[:1], y[:, None])
+    local = [LocalC2ST(theta, draws[:, 0], entry, permutations=2, classifier=quadratic) for entry in (y, y.unsqueeze(1))]
+    assert local[0].test(y[0], draws[0], level=0.5) == local[1].test(y[:1], draws[0, :, None], level=0.5)
+    assert predictive_tests(y[0], theta, level=0.1) == predictive_tests(y[:1], theta[:, None], level=0.1)
+
+
+def test_complex_data_are_pairs() -> None:
+    """Not their real parts: an observation that is far off in its imaginary part is seen."""
+    generator = torch.Generator().manual_seed(1)
+    simulated = torch.complex(torch.randn(400, 2, generator=generator), torch.randn(400, 2, generator=generator))
+    far = torch.complex(torch.zeros(2), torch.tensor([0.0, 30.0]))
+    assert observation_test(far, simulated).outcome == "failed"
+    assert misspecification(far[None].expand(3, 2), simulated).outcome == "failed"
+    for call in (observation_test, predictive_tests):
+        with pytest.raises(UserError, match="complex"):
+            call(far, simulated.real)
+    theta = simulated.imag
+    found = cross_fitted(theta.double(), flattened(simulated))[0]  # the regression that calibration refers to
+    assert float((found - theta).square().mean()) < 1e-3
 
 
 def quadratic(seed: int) -> Any:

@@ -151,6 +151,34 @@ class TestBias:
         certificate = bias_certificate(Wide(self.CASES), draws=4000, cases=self.CASES[:3], classify=False)
         assert certificate.verdict == "failed", certificate
 
+    def test_few_effective_draws_do_not_pass(self):
+        """Exact draws of which half a dozen have nearly all the weight: every other threshold has grown past their errors."""
+
+        class Heavy(Oracle):
+            def run(self, target, draws, randomness, *, progress):
+                found = super().run(target, draws, randomness, progress=progress)
+                weight = torch.full(found.x.shape[:2], -12.0, dtype=torch.float64)
+                weight[0, :20] = 0.0
+                return type(found)(found.x, weight)
+
+        certificate = bias_certificate(Heavy(self.CASES), draws=1000, cases=self.CASES[:3], classify=False)
+        failed = [test.name for test in certificate.tests if not test.passed]
+        assert certificate.verdict == "failed"
+        assert failed == [f"{case.name}: effective draws" for case in self.CASES[:3]]
+        assert certificate[failed[0]].value == pytest.approx(20, abs=1)
+        with pytest.raises(UserError, match="fewer than 200 draws"):
+            bias_certificate(Oracle(self.CASES), draws=199, cases=self.CASES)
+
+    @pytest.mark.slow
+    def test_false_alarms_of_exact_draws(self):
+        """Each item of exact draws fails once in a thousand: of 30 certificates with 22 items each more than four failures
+        of items come up in one test of 2000."""
+        failures = 0
+        for seed in range(30):
+            certificate = bias_certificate(Oracle(self.CASES), draws=200, cases=self.CASES, classify=False, seed=seed)
+            failures += sum(not test.passed for test in certificate.tests)
+        assert failures <= 4
+
     def test_a_method_that_refuses_a_case_fails_it(self):
         prior_free = bias_certificate(Oracle([]), draws=200, cases=self.CASES[:1], classify=False)
         assert prior_free.verdict == "failed" and "does not know" in prior_free.tests[0].description

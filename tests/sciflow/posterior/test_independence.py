@@ -9,7 +9,7 @@ from sciflow.errors import UserError
 from sciflow.flows import NeuralSplineFlow
 from sciflow.posterior import Energy, Problem
 from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
-from sciflow.posterior.samplers.independence import Independence
+from sciflow.posterior.samplers.independence import Independence, jump_tests
 from sciflow.posterior.samplers.local import Local
 from sciflow.transport.divergence import Hutchinson
 from sciflow.transport.flow import TransportFlow
@@ -64,6 +64,23 @@ def test_a_proposal_with_tails_that_end_too_early_fails():
     wide = torch.distributions.Independent(torch.distributions.StudentT(one, 0 * one, 2 * one), 1)
     found = Independence(wide)(cauchy, 1000, seed=1)
     assert found.statistics["escaped"] == 0 and found.certificate.verdict in ("passed", "warned")
+
+
+@pytest.mark.parametrize(
+    "features, deviation, outcomes",
+    [(2, 1.3, ("passed", "passed")), (1, None, ("warned", "passed")), (20, 0.5, ("warned", "failed"))],
+    ids=["wider", "Cauchy", "narrower in 20 dimensions"],
+)
+def test_k_hat_of_proposals_has_the_thresholds_of_weights(features, deviation, outcomes):
+    """Weights are bounded for a wider normal; heavy for a Cauchy target from a normal; without a mean, as far as 8000 proposals
+    tell, for a narrower normal in 20 dimensions: a failure, no warning. With local moves they are figures without threshold."""
+    normal = torch.distributions.Normal(torch.zeros(features, dtype=torch.float64), deviation or 1.0)
+    proposal = torch.distributions.Independent(normal, 1)
+    energy = (lambda x: 0.5 * x.square().sum(-1)) if deviation else (lambda x: x.square().log1p().sum(-1))
+    found = Independence(proposal)(Energy(energy, features, dtype=torch.float64), 1000, seed=1)
+    names = ("k-hat of proposals", "k-hat of proposals, limit")
+    assert tuple(found.certificate[name].outcome for name in names) == outcomes, found.statistics["k_hat"]
+    assert all(test.outcome == "reported" for test in jump_tests(found, alone=False)[:2])
 
 
 def test_chains_that_never_come_to_the_target_fail():

@@ -60,6 +60,35 @@ def test_values_and_normalisation(name: str, place: float) -> None:
     assert abs(mass - 1) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 7, 101, 10**6, 10**7])
+def test_large_counts_keep_their_digits(count: int, dtype: torch.dtype) -> None:
+    """Three standard deviations beside the counts: y log(rate) - rate - log(y!) cancels to a few of 10^8."""
+    rate = torch.tensor([[max(count - 3.0 * count**0.5, 0.5)]], dtype=dtype)
+    wanted = stats.poisson(float(rate)).logpmf(count)
+    found = Poisson().log_prob(torch.tensor([float(count)], dtype=dtype), rate)
+    assert found.dtype is dtype and abs(float(found) - wanted) < (2e-6 if dtype is torch.float32 else 1e-8) * max(1, -wanted)
+    many = Poisson().log_prob(torch.full((1000,), float(count), dtype=dtype), rate.expand(1, 1000))
+    assert abs(float(many) / 1000 - wanted) < 2e-6 * max(1, -wanted)
+
+
+def test_counts_beyond_the_digits_of_the_gamma_function() -> None:
+    """At the mode log p = -log(2 pi y) / 2 - 1 / (12 y) + ...; with lgamma in double precision it is off by several."""
+    y = torch.tensor([1e15], dtype=torch.float64)
+    assert abs(float(Poisson().log_prob(y, y[None])) + 0.5 * math.log(2 * math.pi * 1e15)) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("freedom", [0.5, 3.0, 900.0, 1100.0, 1e4, 1e6, 1e13])
+def test_student_with_many_degrees_of_freedom(freedom: float, dtype: torch.dtype) -> None:
+    """Against scipy; where that loses digits itself (1e13) against the normal distribution, which is its limit."""
+    z = torch.linspace(-4, 4, 1000, dtype=dtype)
+    law = stats.t(freedom) if freedom < 1e8 else stats.norm()
+    wanted = law.logpdf(z.double().numpy()).sum()
+    found = Student(1.0, freedom).log_prob(z, torch.zeros(1, 1000, dtype=dtype))
+    assert found.dtype is dtype and abs(float(found) - wanted) < (2e-6 if dtype is torch.float32 else 1e-9) * abs(wanted)
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_masses_sum_to_one(name: str) -> None:
     build, law = COUNTS[name]
@@ -203,6 +232,9 @@ def test_a_function_as_likelihood() -> None:
     [
         (lambda: Gaussian(0.0), r"sigma has values <= 0"),
         (lambda: Gaussian([1.0, float("nan")]), "not finite"),
+        (lambda: Gaussian([]), r"sigma is empty.*\(0,\)"),
+        (lambda: Poisson(1.0, []), r"background is empty.*\(0,\)"),
+        (lambda: Gaussian(1.0).check(torch.tensor([True, False])), "booleans.*Bernoulli"),
         (lambda: Student(1.0, -1.0), "freedom"),
         (lambda: Poisson(gain=-1.0), "gain"),
         (lambda: Poisson(background=-1.0), "background"),

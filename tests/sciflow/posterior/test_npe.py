@@ -121,6 +121,9 @@ def test_a_likelihood_of_another_model_is_noticed(posterior: AmortisedPosterior)
         posterior(torch.zeros(2), 100, refine=True, likelihood=lambda t: torch.full((len(t),), -torch.inf))
     with pytest.raises(UserError, match="needs likelihood"):
         posterior(torch.zeros(2), 100, refine=True)
+    for proposals in (99, 150.5, -1):
+        with pytest.raises(UserError, match="proposals"):
+            posterior(torch.zeros(2), 100, refine=True, proposals=proposals, likelihood=lambda t: -t.square().sum(-1))
 
 
 def test_addressed_randomness(posterior: AmortisedPosterior) -> None:
@@ -142,7 +145,8 @@ def test_strange_observations(posterior: AmortisedPosterior) -> None:
         posterior(torch.tensor([50.0, 0.0]), 10)
     assert posterior(torch.tensor([50.0, 0.0]), 10, force=True).x.isfinite().all()
     assert posterior(torch.zeros(2), 10, out_of_distribution=lambda y: 2.0).certificate.verdict == "incomplete"
-    for wrong, message in ((torch.tensor([0.0, torch.nan]), "NaN or infinite"), (torch.zeros(3), r"expected \(2,\)")):
+    for wrong, message in ((torch.tensor([0.0, torch.nan]), "NaN or infinite"), (torch.zeros(3), r"expected \(2,\)"),
+                           (torch.zeros(2) * 1j, "observation: complex numbers.*view_as_real")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             posterior(wrong, 10)
 
@@ -159,13 +163,28 @@ def test_failed_simulations_are_left_out_and_counted() -> None:
         fit_posterior(BOX, theta, torch.full_like(y, torch.nan), progress=False)
 
 
+def test_data_that_are_numbers() -> None:
+    """y (N,) is (N, 1): the same weights and draws, for observations given as numbers too."""
+    theta, y = simulated(200)
+    flat, wide = (
+        fit_posterior(BOX, theta, entry, flow=RECIPE, training={"epochs": 1}, progress=False) for entry in (y[:, 0], y[:, :1])
+    )
+    found, wanted = flat(torch.tensor(0.3), 20), wide(torch.tensor([0.3]), 20)
+    assert torch.equal(found.x, wanted.x) and torch.equal(flat(0.3, 20).x, wanted.x)
+    more, there = simulated(50, seed=1)
+    pair = [flat.calibrated((more, entry), draws=5)(torch.tensor(0.3), 20).certificate for entry in (there[:, 0], there[:, :1])]
+    assert pair[0].tests == pair[1].tests
+
+
 def test_wrong_arguments() -> None:
     theta, y = simulated(100)
     for arguments, message in (
         ((BOX, 2 * theta, y), "outside of the prior's support"),
         ((BOX, theta[:50], y), "one row per simulation"),
+        ((BOX, theta[:0], y[:0]), "0 are left"),
         ((torch.distributions.Dirichlet(torch.ones(2)), theta, y), "no product of intervals"),
         ((BOX, torch.zeros(100, 2), y), "do not vary"),
+        ((BOX, theta, torch.complex(y, y)), r"simulated data: complex numbers \(100, 2\).*view_as_real"),
     ):
         with pytest.raises(UserError, match=message):
             fit_posterior(*arguments, progress=False)

@@ -180,6 +180,46 @@ def test_pseudo_inverse_and_projections(name: str) -> None:
     assert inner.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [32, 128])
+def test_projections_of_a_badly_conditioned_operator(size: int, dtype: torch.dtype) -> None:
+    """This blur is invertible (condition number 6.7e3 at 128): nothing is hidden, whatever the numbers of x are stored in."""
+    operator = Convolution([0.25, 0.5, 0.25], size, boundary="zero")
+    x = _g(2, size, seed=3).to(dtype)
+    assert float(operator.null_projection(x).norm() / x.norm()) < (1e-7 if dtype is torch.float32 else 1e-9)
+    assert operator.range_projection(x).dtype is dtype
+    noise, inverse = _g(2, size, seed=4), torch.linalg.inv(operator.matrix())
+    torch.testing.assert_close(operator.pseudo_inverse(noise), noise @ inverse.T, atol=0, rtol=1e-7)
+
+
+def test_a_pseudo_inverse_that_was_not_reached_is_an_error() -> None:
+    operator = Convolution([0.25, 0.5, 0.25], 512, boundary="zero")  # condition number 1e5: some 10^4 iterations
+    with pytest.raises(sciflow.UserError, match=r"2 of 3 rows did not converge in 50 iterations.*normal_solve"):
+        operator.iterations = 50
+        operator.pseudo_inverse(torch.cat([_g(2, 512), torch.zeros(1, 512)]))
+
+
+def test_an_operator_of_one_precision_keeps_it() -> None:
+    """Operators of others may refuse double precision: theirs is kept."""
+
+    class Own(Linear):
+        domain, range = torch.Size([3]), torch.Size([2])
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return y @ self.weight
+
+    y = torch.tensor([[1.0, 2.0]])
+    for operator in (Own(), Stack(Own())):
+        torch.testing.assert_close(operator.pseudo_inverse(y), y @ torch.linalg.pinv(Own().weight).T)
+
+
 @every
 @pytest.mark.parametrize("shift", [0.3, torch.tensor([0.01, 0.5, 2.0])])
 def test_solutions(name: str, shift: Any) -> None:
@@ -280,6 +320,19 @@ def test_wrong_shapes_name_both(name: str) -> None:
     if operator.complex_domain is not None:
         with pytest.raises(ValueError, match=r"expected (real|complex) numbers"):
             operator(x.real if x.is_complex() else torch.complex(x, x))
+
+
+def test_singular_values_of_real_operators_on_complex_images() -> None:
+    """Over the reals: a real matrix on the complex numbers made of pairs acts on real and imaginary parts alike."""
+    complex_rows = torch.complex(_g(3, 5), _g(3, 5, seed=1))
+    for operator, count in (
+        (Dense(_g(2, 4)) @ ToComplex(4), 4),
+        (Convolution(_g(3), 6) @ ToComplex(6), 12),
+        (Dense(complex_rows) @ Mask([True] * 5 + [False] * 3), 6),
+    ):
+        found, wanted = operator.singular_values(), torch.linalg.svdvals(operator.matrix())
+        assert found is not None and len(found) == len(wanted) == count
+        torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
 
 
 def test_composition_is_the_product() -> None:

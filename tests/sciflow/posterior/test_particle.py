@@ -7,9 +7,13 @@ import torch
 
 from sciflow.errors import UserError
 from sciflow.posterior import Energy, Estimate, Problem
+from sciflow.posterior.estimators.flow_chef import FlowChef
 from sciflow.posterior.estimators.mmd_flow import MMDFlow
+from sciflow.posterior.estimators.pnp_flow import PnPFlow
 from sciflow.posterior.estimators.search import RolloverSearch
 from sciflow.posterior.estimators.sliced_wasserstein import SlicedWasserstein
+from sciflow.posterior.likelihoods import Gaussian, Masked
+from sciflow.posterior.operators import Mask
 from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
 
 from .moments import gaussian_problem
@@ -34,9 +38,28 @@ def test_conditional_particles_in_two_dimensions(method):
     assert found.calls.simulator == method.simulations
 
 
+@pytest.mark.parametrize("method", [MMDFlow(100, steps=20), SlicedWasserstein(100, steps=20)], ids=["mmd", "sliced"])
+def test_masked_data_are_left_out(method):
+    """Draws are those for data of which the masked ones were never taken, bit for bit: noise is addressed by its place."""
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    seen = torch.tensor([True, False])
+    found = method(Problem(prior, torch.tensor([1.0, torch.nan]), Masked(Gaussian(0.5), seen)), 50)
+    wanted = method(Problem(prior, torch.tensor([1.0]), Gaussian(0.5), Mask(seen)), 50)
+    assert torch.equal(found.x, wanted.x) and bool(found.x.isfinite().all())
+
+
 def test_particles_need_simulations():
     with pytest.raises(UserError, match="simulates pairs"):
         MMDFlow()(Energy(lambda x: x.square().sum(-1), 2), 10)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [(lambda: FlowChef(0), "steps is 0"), (lambda: PnPFlow(0), "steps is 0"), (lambda: PnPFlow(averages=0), "averages is 0")],
+)
+def test_estimators_refuse_to_do_nothing(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
 
 
 def test_search_with_a_constant_likelihood_draws_the_prior():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from sciflow.posterior.operators import (
     foreign,
     stack,
 )
+from sciflow.posterior.problems import GaussianMixtureFlow
 from sciflow.posterior.samplers import Importance, Metropolis, TemperedSMC
 
 
@@ -210,7 +212,9 @@ def test_magnetic_resonance_composes_with_a_real_prior() -> None:
         (lambda: Problem(_prior(), torch.zeros(2), 3), "the likelihood is a int"),
         (lambda: Problem(_prior(), torch.zeros(3), Gaussian(1.0)), r"shape \(3,\).*\(2,\)"),
         (lambda: Problem(_prior(), torch.zeros(3), Gaussian(1.0), Mask([True, False, True])), r"acts on \(3,\).*\(2,\)"),
-        (lambda: Problem(_prior(), torch.zeros(2), Gaussian(1.0), torch.eye(2)), "the operator is a Tensor"),
+        (lambda: Problem(_prior(), torch.zeros(2), Gaussian(1.0), torch.eye(2)), r"Tensor of shape \(2, 2\): use operators.D"),
+        (lambda: Problem(_prior(), torch.zeros(2), Gaussian(1.0), np.eye(2)), r"ndarray of shape \(2, 2\): use operators.D"),
+        (lambda: Problem(_prior(), torch.zeros(2), Normal(0.0, 1.0)), r"Normal\(.*has no x in it: give a Likelihood, such as"),
         (lambda: Problem(_prior(), torch.tensor([1.0, -2.0]), Poisson()), "1 of 2 data are not counts"),
         (lambda: Problem(_prior(), torch.tensor([1.0, torch.inf]), Gaussian(1.0)), "1 of 2 values"),
         (lambda: Problem(_prior(), None, lambda x: x[:, 0], Mask([True, False])), "needs a Likelihood"),
@@ -252,3 +256,16 @@ def test_a_likelihood_without_gradient_is_refused_where_one_is_needed() -> None:
     constant = Problem(_prior(), likelihood=lambda x: torch.zeros(len(x)))
     torch.testing.assert_close(constant.value_and_gradient(torch.eye(2))[1], -torch.eye(2))
     assert bool((Energy(lambda x: torch.zeros(len(x)), 2).value_and_gradient(torch.eye(2))[1] == 0).all())
+
+
+def test_mixtures_that_are_none() -> None:
+    for means, covariances, weights, message in (
+        ([[0.0, 0.0]], [[1.0, 5.0], [0.0, 1.0]], None, "symmetric"),
+        ([[math.nan, 0.0]], 1.0, None, "finite"),
+        ([[0.0, 0.0]], math.inf, None, "finite"),
+        ([[0.0], [1.0]], 1.0, [1.0, math.nan], "finite"),
+        ([[0.0, 0.0]], [[1.0, 5.0], [5.0, 1.0]], None, "positive definite"),
+        ([[0.0], [1.0]], 1.0, [1.0, 0.0], "positive weights"),
+    ):
+        with pytest.raises(UserError, match=message):
+            GaussianMixtureFlow(means, covariances, weights)

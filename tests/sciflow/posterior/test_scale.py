@@ -30,7 +30,7 @@ from sciflow.store import read_draws, to_netcdf
 
 EXACT = LinearGaussian(GaussianMixtureFlow([[-1.0, 0.0], [1.0, 0.5]], 0.3), [[1.0, 0.3]], 0.5, [0.4])
 OBSERVATIONS = torch.linspace(-2, 2, 10, dtype=torch.float64).unsqueeze(1)
-METHOD = TemperedSMC(runs=2, pilot=30, betas=[0.3, 1.0], final=1, transition=Transition(moves=1, leapfrog=2))
+METHOD = TemperedSMC(runs=2, pilot=30, betas=[0.3, 1.0], final=1, further=1, transition=Transition(moves=1, leapfrog=2))
 
 
 def drawn(path: Path, **choices: Any) -> Many:
@@ -155,7 +155,7 @@ from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
 from sciflow.posterior.samplers import TemperedSMC, Transition
 exact = LinearGaussian(GaussianMixtureFlow([[-1.0, 0.0], [1.0, 0.5]], 0.3), [[1.0, 0.3]], 0.5, [0.4])
 y = torch.linspace(-2, 2, 10, dtype=torch.float64).unsqueeze(1)
-method = TemperedSMC(runs=2, pilot=30, betas=[0.3, 1.0], final=1, transition=Transition(moves=1, leapfrog=2))
+method = TemperedSMC(runs=2, pilot=30, betas=[0.3, 1.0], final=1, further=1, transition=Transition(moves=1, leapfrog=2))
 sample_many(method, y, 40, sys.argv[1], problem=exact.problem, chunk=1, seed=5, progress=False)
 """
 
@@ -283,6 +283,33 @@ def test_amortised_posteriors(machines: Any, tmp_path: Path) -> None:
         likelihood=Problem(box(), rows[0], Gaussian(0.5)),
     )  # fmt: skip
     assert refined[1].evidence is not None and "refined" in refined[1].method
+
+
+def test_amortised_draws_are_not_taken_for_those_of_another_likelihood_or_prior(tmp_path: Path) -> None:
+    """Neither is told by a repr: functions have addresses in it, distributions the shapes of their tensors."""
+    generator = torch.Generator().manual_seed(0)
+    theta = 2 * torch.rand(400, 2, generator=generator) - 1
+    y = theta + 0.5 * torch.randn(400, 2, generator=generator)
+    recipe = SplineRecipe(2, 4, (8,), "coupling", training={"epochs": 2, "batch_size": 100})
+    posterior = fit_posterior(box(), theta, y, flow=recipe, progress=False)
+
+    def normal(scale: float) -> Any:
+        return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.full((2,), scale)), 1)
+
+    def drawn(prior: Any, sigma: float | None, path: str) -> Many:
+        choices = {"refine": True, "likelihood": lambda x: -0.5 * (x / sigma).square().sum(1)} if sigma else {}
+        method = posterior.with_prior(prior)
+        return sample_many(method, y[:2], 20, tmp_path / path, progress=False, force=True, **choices)
+
+    first = drawn(normal(0.3), 1.0, "a.zarr")
+    assert_same(first, drawn(normal(0.3), 1.0, "a.zarr"))
+    with pytest.raises(UserError, match="another prior or likelihood"):
+        drawn(normal(0.3), 0.1, "a.zarr")
+    with pytest.raises(UserError, match="prior was"):
+        drawn(normal(0.2), 1.0, "a.zarr")
+    drawn(normal(0.3), None, "b.zarr")
+    with pytest.raises(UserError, match="prior was"):
+        drawn(normal(0.2), None, "b.zarr")
 
 
 def test_a_worker_that_is_killed_loses_nothing(serial: Many, machines: Any, tmp_path: Path) -> None:

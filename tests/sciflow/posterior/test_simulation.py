@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sciflow.errors import UserError
+from sciflow.posterior import Prior
 from sciflow.posterior.simulation import Dask, Processes, Serial, simulate
 
 PRIOR = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
@@ -80,6 +81,32 @@ def test_nothing_works() -> None:
         simulate(lambda theta, random: 1 / 0, PRIOR, 5, progress=False)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_complex_data_are_refused_and_not_halved(batched: bool) -> None:
+    theta = torch.ones(3, 2)
+    with pytest.raises(UserError, match=r"all 3 simulations failed.*complex.*np.stack\(\[y.real, y.imag\], -1\)"):
+        simulate(lambda theta, random: theta * 1j, theta=theta, batched=batched, progress=False)
+    found = simulate(lambda theta, random: [theta[0] + 1j] if theta[0] > 3 else [theta[0]],
+                     theta=torch.arange(6.0).unsqueeze(1), chunk=2, progress=False)  # fmt: skip
+    assert [row for row, message in found.errors if "complex" in message] == [4, 5]
+
+
+def leaving(theta: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Programs made into functions say sys.exit when they are unhappy."""
+    return theta if theta[0] < 3 else sys.exit("no convergence")
+
+
+@pytest.mark.parametrize("runner", [Serial(), Processes(1)])
+def test_a_simulator_that_leaves_takes_nobody_along(runner: Serial | Processes) -> None:
+    found = simulate(leaving, theta=torch.arange(6.0).unsqueeze(1), chunk=4, runner=runner, progress=False)
+    assert found.errors == [(row, "SystemExit: no convergence") for row in (3, 4, 5)]
+
+
+def test_a_batch_that_leaves_is_a_failed_batch() -> None:
+    with pytest.raises(UserError, match="all 6 simulations failed; the first: SystemExit: 3"):
+        simulate(lambda theta, random: sys.exit(3), theta=torch.ones(6, 1), chunk=3, batched=True, progress=False)
+
+
 def test_batched_simulators_get_one_generator_per_chunk() -> None:
     def many(theta: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return theta + random.normal(size=theta.shape)
@@ -103,11 +130,35 @@ def test_a_folder_resumes_and_damage_is_mended(tmp_path: Path) -> None:
     files[1].write_bytes(files[1].read_bytes()[:100])
     files[2].unlink()
     again = simulate(counted, PRIOR, 30, folder=tmp_path / "a", chunk=10, progress=False)
-    assert len(calls) == 50 and torch.equal(again.y, whole.y)
+    assert len(calls) == 30 + 1 + 20 and torch.equal(again.y, whole.y)  # one row is run again to know the simulator by
     with pytest.raises(UserError, match="seed=0, now it is 1"):
         simulate(counted, theta=whole.theta, seed=1, folder=tmp_path / "a", chunk=10, progress=False)
     with pytest.raises(UserError, match="other parameters"):
         simulate(counted, theta=whole.theta + 1, folder=tmp_path / "a", chunk=10, progress=False)
+
+
+def shifted(theta: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return noisy(theta, random) + 1000
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_another_simulator_is_noticed(tmp_path: Path, batched: bool, missing: int) -> None:
+    """It would be mixed with rows of the first one, or not be run at all."""
+    choices = {"folder": tmp_path, "chunk": 10, "batched": batched, "progress": False}
+    whole = simulate(brittle if not batched else noisy, PRIOR, 30, **choices)
+    if missing:
+        (tmp_path / "chunk-000001.npz").unlink()
+    first = int(whole.good.nonzero()[0])
+    with pytest.raises(UserError, match=rf"row {first} .*another simulator.*another folder"):
+        simulate(shifted, PRIOR, 30, **choices)
+    with pytest.raises(UserError, match=rf"row {first} .*ZeroDivisionError"):
+        simulate(lambda theta, random: 1 / 0, PRIOR, 30, **choices)
+    assert len(list(tmp_path.glob("chunk-*.npz"))) == 3 - missing
+    # the last bits may differ between machines
+    close = simulate(lambda theta, random: brittle(theta, random) * (1 + 1e-12) if not batched else noisy(theta, random),
+                     PRIOR, 30, **choices)  # fmt: skip
+    torch.testing.assert_close(close.y, whole.y, equal_nan=True)
 
 
 def test_an_interruption_keeps_what_was_finished(tmp_path: Path) -> None:
@@ -125,6 +176,7 @@ def test_an_interruption_keeps_what_was_finished(tmp_path: Path) -> None:
 
 SLOW = """
 import sys, time, numpy as np, torch
+from sciflow.posterior import Prior
 from sciflow.posterior.simulation import simulate
 def slow(theta, random):
     time.sleep(0.01)
@@ -180,6 +232,8 @@ def test_dask_is_the_serial_result_and_survives_a_killed_worker(tmp_path: Path) 
             assert torch.equal(simulate(deadly, PRIOR, 12, chunk=3, runner=Dask(), progress=False).y,
                                simulate(deadly, PRIOR, 12, progress=False).theta)  # fmt: skip
             assert (tmp_path / "marker").exists()
+        with pytest.raises(UserError, match="no address of a Dask scheduler"):  # what sample_many says of it
+            simulate(noisy, PRIOR, 4, runner=Dask("nowhere://"), progress=False)
     finally:
         del os.environ["SCIFLOW_TEST_MARKER"]
 
@@ -189,3 +243,11 @@ def test_bad_arguments() -> None:
         simulate(noisy, progress=False)
     with pytest.raises(UserError, match="finite parameters"):
         simulate(noisy, theta=torch.tensor([[torch.nan, 0.0]]), progress=False)
+
+
+def test_a_prior_of_numbers_is_named_and_the_way_out_works() -> None:
+    number = torch.distributions.Normal(0.0, 1.0)
+    with pytest.raises(UserError, match=r"event shape \(\), a simulator takes vectors theta \(D,\): Prior.product"):
+        simulate(lambda theta, random: theta, number, 5, progress=False)
+    found = simulate(lambda theta, random: theta, Prior.product({"name": number}), 5, progress=False)
+    assert found.theta.shape == (5, 1)

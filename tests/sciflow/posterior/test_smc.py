@@ -12,10 +12,14 @@ from torch.distributions import Independent, Normal
 
 from sciflow.errors import UserError
 from sciflow.posterior import Problem, Randomness
+from sciflow.posterior.bias import closed_form_cases
 from sciflow.posterior.likelihoods import Gaussian
+from sciflow.posterior.operators import Dense
 from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian, ManyWell
 from sciflow.posterior.samplers import DPSTwist, NoTwist, PiGDMTwist, TemperedSMC, TwistedSMC
 from sciflow.posterior.samplers.smc_population import Population, conditional_share
+from sciflow.transport import TransportFlow
+from sciflow.transport.steppers import FixedStep
 
 from .moments import gaussian_problem, moment_p_value, moment_values
 
@@ -96,7 +100,7 @@ def test_conditional_share():
 @pytest.mark.parametrize("operator", slow_others)
 def test_tempered_on_ten_gaussians(operator):
     exact = gaussian_problem(operator)
-    check(TemperedSMC(runs=RUNS, pilot=200, final=1)(exact.problem, 24, seed=1), exact)
+    check(TemperedSMC(runs=RUNS, pilot=200, final=1, further=1)(exact.problem, 24, seed=1), exact)
 
 
 @pytest.mark.parametrize("operator", slow_others)
@@ -112,7 +116,7 @@ def test_many_wells_by_tempering(features, draws):
     """log Z within 3 standard errors, masses of all wells in one test at 1 %, total variation of the modes."""
     target = ManyWell(features)
     base = Independent(Normal(torch.zeros(features, dtype=torch.float64), 2 * torch.ones(features, dtype=torch.float64)), 1)
-    found = TemperedSMC(base, runs=64, pilot=300)(target, draws, seed=3)
+    found = TemperedSMC(base, runs=64, pilot=300, further=2)(target, draws, seed=3)
     assert abs(found.evidence.log_value - target.log_evidence) < 3 * found.evidence.error
     right = (found.x[..., ::2] > 0).double() - target.right_mass
     weight = (found.log_weight - found.log_weight.logsumexp((0, 1)) + math.log(found.log_weight.numel())).exp()
@@ -145,14 +149,74 @@ def test_twisted_passes_the_mixture(seed, runs, draws):
     assert found.certificate["independent families"].outcome == "passed"
 
 
-def test_few_families_fail():
-    """A twist that is too sharp far from the data leaves a handful of first particles: log Z is many stated errors off, and
-    nothing else in the certificate knows. With 8 runs of 100 particles the closed form is missed by 10 to 60 errors."""
-    exact = mixture_problem(1)
-    found = TwistedSMC(DPSTwist(), runs=8, moves=2)(exact.problem, 100, seed=11)
-    assert abs(found.evidence.log_value - exact.log_evidence) > 8 * found.evidence.error
-    assert found.certificate["relative error of Z"].outcome == "passed"
-    assert found.certificate["independent families"].outcome == "failed" and found.certificate.verdict == "failed"
+@pytest.mark.parametrize(
+    "problem, draws, seed",
+    [(1, 100, 11), *(pytest.param(p, n, s, marks=pytest.mark.slow) for p, n, s in
+                     [(0, 100, 11), (2, 100, 11), (0, 100, 12), (1, 100, 12), (2, 100, 12), (0, 600, 12), (1, 1000, 11)])],
+)  # fmt: skip
+def test_few_families_fail(problem, draws, seed):
+    """A twist that is too sharp far from the data leaves a handful of first particles: log Z is 5 to 60 stated errors off,
+    while the draws, after moves, are good ones of the one mode they are in. More particles do not help."""
+    exact = mixture_problem(problem)
+    found = TwistedSMC(DPSTwist(), runs=8, moves=3)(exact.problem, draws, seed=seed)
+    assert abs(found.evidence.log_value - exact.log_evidence) > 5 * found.evidence.error
+    assert found.certificate["independent families, limit"].outcome == "failed" and found.certificate.verdict == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case, seed", [(3, 0), (3, 1), (3, 2), (4, 0)])
+def test_right_draws_of_few_families_do_not_fail(case, seed):
+    """Mixtures of `bias.closed_form_cases` with 10 to 300 families: moves have made families forget where they came from, means
+    are right within 0.1 sd (5 errors of 2500 independent draws), deviations within 6 %."""
+    exact = closed_form_cases(features=(8,))[case].exact
+    found = TwistedSMC()(exact.problem, 1000, seed=seed)
+    deviation = exact.posterior.covariance().diag().sqrt()
+    assert float(((found.mean() - exact.posterior.mean()) / deviation).abs().max()) < 0.1
+    assert bool(((found.std() / deviation).log().abs() < 0.06).all())
+    assert found.statistics["independent"] > 500
+    assert found.certificate.verdict in ("passed", "warned"), found.certificate
+
+
+def test_independent_draws_of_a_population():
+    """Twenty families of 50: values that owe nothing to the family are worth 1000 draws, families that sit apart 20. The
+    correlation is known to 0.006, which leaves 500 of 1000; 250 are four errors off."""
+    population = Population(1, 1000, "cpu")
+    population.ancestor[0] = torch.arange(1000) // 50
+    x = Randomness(0, "independent").normal(1000, (1,), torch.float64)
+    assert population.independent(x, None) > 250
+    assert population.independent(x + 50.0 * population.ancestor[0][:, None], None) == pytest.approx(20, rel=0.05)
+    assert population.families() == pytest.approx(20)
+    population.ancestor[0] = torch.arange(1000)
+    assert population.independent(x, x[:, 0]) == pytest.approx(1000)
+    assert population.tail() == -math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
+def test_chunks_change_nothing(dtype):
+    """Bitwise, calls too: a learned field with an ODE for its density, and the closed form with a twist of its own."""
+    torch.manual_seed(0)
+    flow = TransportFlow(3, network={"hidden": (16,)}, stepper=FixedStep(2, method="rk4")).to(dtype)
+    problem = Problem(
+        flow, torch.tensor([0.3], dtype=dtype), Gaussian(0.5), Dense(torch.tensor([[1.0, 0.5, 0.0]], dtype=dtype))
+    )
+    for target, options in ((problem, {}), (mixture_problem(0).problem, {"correct": True})):
+        whole = TwistedSMC(runs=2, steps=8, moves=2, **options)(target, 100)
+        for chunk in (1, 128, 150):
+            parts = TwistedSMC(runs=2, steps=8, moves=2, chunk=chunk, **options)(target, 100)
+            assert torch.equal(whole.x, parts.x) and torch.equal(whole.log_weight, parts.log_weight)
+            assert whole.calls == parts.calls and whole.evidence == parts.evidence
+
+
+def test_blocks_are_no_larger_than_asked_for():
+    seen = []
+
+    class Counting(PiGDMTwist):
+        def __call__(self, problem, field, t, x):
+            seen.append(len(x))
+            return super().__call__(problem, field, t, x)
+
+    TwistedSMC(Counting(), runs=2, steps=3, moves=0, chunk=64)(mixture_problem(0).problem, 100)
+    assert set(seen) == {64, 8}
 
 
 def test_families_of_a_population():

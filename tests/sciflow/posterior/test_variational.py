@@ -180,12 +180,12 @@ def test_bounded_support():
     torch.testing.assert_close(found.log_weight[0], found.log_prob[0] - found.log_proposal[0])
 
 
-@pytest.fixture(scope="module")
-def collapsed():
-    """Reverse KL from a flow that sits in one well of the first pair (84 % of the mass): it stays there."""
-    target = ManyWell(4)
+@pytest.fixture(scope="module", params=[4, *(pytest.param(features, marks=pytest.mark.slow) for features in (8, 16))])
+def collapsed(request):
+    """Reverse KL from a flow that sits in one well of the first pair (84 % of the mass): it stays there, in any dimension."""
+    target = ManyWell(request.param)
     x = target.draw(4000, Randomness(0, "test", dtype=torch.float64))
-    flow = spline(4)
+    flow = spline(request.param)
     fit(flow, x[x[:, 0] > 0], epochs=4, batch_size=128, learning_rate=1e-2, validation=0, progress=False)
     fit_energy(flow, target, ReverseKL(), steps=200, batch=128, learning_rate=2e-3, progress=False)
     return target, flow
