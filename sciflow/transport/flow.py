@@ -33,7 +33,7 @@ from sciflow.transport.paths.linear import Linear
 from sciflow.transport.spaces.base import Euclidean, Space
 from sciflow.transport.spaces.network import OnSpace, mlp_on
 from sciflow.transport.steppers.base import Solution, Stepper
-from sciflow.transport.steppers.fixed import FixedStep
+from sciflow.transport.steppers.default import default_stepper
 
 __all__ = ["TransportFlow"]
 
@@ -87,7 +87,7 @@ class TransportFlow(Flow):
         self.space: Space = space
         self.path: Path = ((Linear() if space.straight else Geodesic()) if path is None else path).on(space)
         self.head: Head = Velocity() if head is None else head
-        self.stepper: Stepper = FixedStep(8, method="bogacki_shampine5") if stepper is None else stepper
+        self.stepper: Stepper = default_stepper(self.head, space) if stepper is None else stepper
         self.divergence: Divergence = Exact() if divergence is None else divergence
         self.guidance = guidance_list(guidance)
         if not isinstance(network, TimeNetwork):

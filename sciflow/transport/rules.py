@@ -130,6 +130,12 @@ RULES: tuple[Rule, ...] = (
         "{stepper} needs the score, which the velocity on {path} does not tell: use Linear, or a noisy path",
     ),
     Rule(
+        "stepper x head", "fixed steps with a stage at t = 1 need a velocity that is finite there",
+        lambda c: _is(c.stepper, "ends_at_data") and c.head.endpoint_stepping,
+        "{stepper} evaluates the velocity at t = 1, where that of {head} is singular: use EndpointStep, Adaptive, or "
+        "FixedStep(method='midpoint')",
+    ),
+    Rule(
         "stepper x head", "adjoint gradients need a velocity that is finite at the data",
         lambda c: _is(c.stepper, "starts_at_data") and c.head.endpoint_stepping,
         "{stepper} goes back from t = 1, where the velocity of {head} is singular: take gradients through the steps themselves",

@@ -49,6 +49,7 @@ class JointNetwork(TimeNetwork):
         self.parameters_count, self.places, self.entry, self.exchangeable = shape[0], places, entry, exchangeable
         self.context = places * (entry + 1)
         self.embedding = Embedding(width)
+        self.number = nn.Linear(1, width)  # attention averages: it does not count what it sees
         self.first_parameters = _Values(shape[0], 1, width, frequencies)
         self.first_data = _Values(1 if exchangeable else places, entry, width, frequencies)
         self.known = nn.Parameter(torch.randn(2, width) * 0.5)
@@ -85,7 +86,8 @@ class JointNetwork(TimeNetwork):
         h = h + torch.where(known.unsqueeze(2), self.known[0], self.known[1])
         there = torch.cat((present.new_ones(len(x), self.parameters_count), present), 1)
         every = None if not torch.compiler.is_compiling() and bool(present.all()) else there
-        embedding = self.embedding(t.to(x.dtype))
+        number = torch.log1p((present & known[:, self.parameters_count :]).sum(1, keepdim=True).to(x.dtype))
+        embedding = self.embedding(t.to(x.dtype)) + self.number(number)
         for block in self.blocks:
             h = block(h, embedding, every)
         h = self.norm(h)

@@ -42,15 +42,15 @@ def train_members(
         build: number of the member -> a fresh flow.
     """
     own, held = split(len(x), validation, seed=seed)
-    arguments = {**recipe.fit_arguments, **(training or {})}
-    if not len(held):
-        arguments.pop("patience", None)
     flows, records = [], []
     began = time.process_time()
     for member in range(integer("members", recipe.members, 1, 1000)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 7919 * member)
             flow = build(member)
+        arguments = {**recipe.fit_arguments(flow.encoder), **(training or {})}
+        if not len(held):
+            arguments.pop("patience", None)
         folder = None if checkpoint is None else Path(checkpoint) / f"member-{member}"
         record = fit(
             flow, (x[own], rows_of(condition, own)), validation=(x[held], rows_of(condition, held)) if len(held) else 0.0,

@@ -142,10 +142,26 @@ def in_frame(free: Field, shifts: tuple[Tensor | None, Tensor | None]) -> Field:
         (zero if new is None else new) - (zero if own is None else own) for new, own in zip(shifts, free.shifts, strict=True)
     )
 
-    def moved(t: Tensor, x: Tensor) -> Tensor:
-        a, s, da, ds = path.coefficients(expand_time(t, x).to(x.dtype))
-        return free(t, x - (a * target + s * source)) + (da * target + ds * source)
+    return _InFrame(free, path, source, target, shifts)
 
-    found = FunctionField(moved, free)
-    found.shifts = shifts
-    return found
+
+class _InFrame(FunctionField):
+    """See `in_frame`: differences of the shifts are `source` and `target`."""
+
+    def __init__(
+        self, free: Field, path: AffinePath, source: Tensor, target: Tensor, shifts: tuple[Tensor | None, Tensor | None]
+    ) -> None:
+        super().__init__(self._moved, free)
+        self.source, self.target, self.shifts = source, target, shifts
+        self.affine, self.tells_endpoint = path, free.tells_endpoint
+
+    def endpoint(self, t: Tensor, x: Tensor) -> Tensor:
+        a, s, _, _ = self._coefficients(t, x)
+        return self.like.endpoint(t, x - (a * self.target + s * self.source)) + self.target
+
+    def _moved(self, t: Tensor, x: Tensor) -> Tensor:
+        a, s, da, ds = self._coefficients(t, x)
+        return self.like(t, x - (a * self.target + s * self.source)) + (da * self.target + ds * self.source)
+
+    def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.affine.coefficients(expand_time(t.expand(len(x)), x).to(x.dtype))

@@ -36,6 +36,7 @@ class FixedStep(Stepper):
         # a last stage that is only the next step's first one is found again there
         count = len(self.tableau.b) - self.tableau.last_is_first
         self._stages = list(zip(self.tableau.a[:count], self.tableau.c[:count], self.tableau.b[:count], strict=True))
+        self.ends_at_data = any(c == 1 for _, c, _ in self._stages)
         self.times = times_of(steps)
 
     def solve(

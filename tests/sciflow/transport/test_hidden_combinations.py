@@ -121,8 +121,22 @@ def test_endpoint_heads_have_no_density(head) -> None:
     for stepper in (FixedStep(5), EndpointStep(5)):
         assert not flow.sampling(stepper=stepper)().has_density
     with pytest.raises(UserError, match="singular at t = 1"):
-        flow().log_prob(torch.randn(3, 2))
+        flow.sampling(stepper=FixedStep(5))().log_prob(torch.randn(3, 2))
     assert flow().sample((3,)).shape == (3, 2)
+
+
+def test_no_stage_is_at_the_singular_end() -> None:
+    """The default draws of an endpoint head are those of many exact steps; a stage at t = 1 would be far off: refused."""
+    flow = TransportFlow(2, network=SMALL, head=Endpoint())
+    z = torch.randn(8, 2)
+    with torch.no_grad():
+        fine = flow.sampling(stepper=EndpointStep(1000)).from_base(z, None, None, density=False).x
+        torch.testing.assert_close(flow.from_base(z, None, None, density=False).x, fine, atol=0.05, rtol=0)
+        boxed = TransportFlow(2, network=SMALL, head=Endpoint(), space=Box(-1.0, 1.0))
+        assert bool(boxed.space.contains(boxed().sample((50,))).all())
+    for method in ("rk4", "dopri5", "tsit5", "bogacki_shampine5"):
+        with pytest.raises(UserError, match="evaluates the velocity at t = 1"):
+            flow.sampling(stepper=FixedStep(8, method=method))
 
 
 @pytest.mark.parametrize("stepper", [FixedStep, MapStep])
