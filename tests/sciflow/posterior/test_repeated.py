@@ -57,7 +57,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["tempered", "annealed"])
+@pytest.mark.parametrize("name", ["tempered", pytest.param("annealed", marks=pytest.mark.slow)])
 def test_intervals_cover_the_truth(name):
     """Twenty-five simulated observations of a Gaussian-linear problem; one joint test, false alarms 0.5 % each."""
     assert p_value(places(*SAMPLERS[name], 25)) > 0.005
