@@ -48,7 +48,14 @@ def choice_of(flow: TransportFlow, objective: Any = None) -> Choice:
 
 def check_flow(flow: TransportFlow) -> None:
     """Raises `UserError` with the reasons if the parts of a flow do not go together."""
-    _refuse(problems(choice_of(flow)))
+    reasons = problems(choice_of(flow))
+    parts = [part for guidance in flow.guidance for part in guidance.modules() if getattr(part, "singular", False)]
+    if parts and getattr(flow.stepper, "ends_at_data", False):
+        reasons.append(
+            f"{flow.stepper!r} evaluates the velocity at t = 1, where {_named(parts[0])} makes it singular: use Adaptive or "
+            "FixedStep(method='midpoint')"
+        )
+    _refuse(reasons)
 
 
 def check_objective(flow: TransportFlow, objective: Any) -> None:

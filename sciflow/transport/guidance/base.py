@@ -23,6 +23,7 @@ class Guidance(nn.Module, Part, ABC):
 
     identity: float = 0.0  # the strength that changes nothing
     no_density: str | None = None
+    singular: bool = False  # its velocity is singular at t = 1: no stage of a stepper may be there
 
     def need_place(self, field: Field, other: Field) -> None:
         """Raises `UserError` if two fields are about points in different places."""

@@ -35,6 +35,10 @@ class Constraint(Guidance):
         self.strength = strength_of(strength)
 
     @property
+    def singular(self) -> bool:  # type: ignore[override]
+        return self.strength != 0
+
+    @property
     def no_density(self) -> str | None:  # type: ignore[override]
         return None if self.strength == 0 else "a constraint collapses the draws onto a set of lower dimension"
 

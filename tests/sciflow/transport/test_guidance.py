@@ -91,7 +91,8 @@ def _normal_log_prob(x: Tensor, mean: float, deviation: float) -> Tensor:
 
 
 def _conditional(**options) -> TransportFlow:
-    flow = TransportFlow(3, 2, network={"hidden": (16, 16)}, unconditional=True, stepper=FixedStep(40, method="rk4"), **options)
+    options = {"stepper": FixedStep(40, method="rk4"), **options}
+    flow = TransportFlow(3, 2, network={"hidden": (16, 16)}, unconditional=True, **options)
     with torch.no_grad():
         flow.null.normal_()
     return flow
@@ -126,7 +127,7 @@ def _evaluation(flow: TransportFlow, guidance: Guidance | None, mask: Tensor | N
 
 @pytest.mark.parametrize("name", sorted(set(_ALL) - {"classifier-free"}))
 def test_strength_0_is_the_identity_to_the_bit(name: str) -> None:
-    flow = _conditional()
+    flow = _conditional(stepper=FixedStep(40))
     plain = _evaluation(flow, None)
     assert torch.equal(_evaluation(flow, _ALL[name](0.0)), plain)
     if name not in ("prior", "composed"):  # by a schedule too
@@ -195,7 +196,7 @@ def test_guided_flows_have_a_density(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(_ALL))
 def test_absent_features_stay_absent_and_no_value_is_asked_for(name: str) -> None:
-    flow = _conditional(maskable=True)
+    flow = _conditional(maskable=True, stepper=FixedStep(40))
     mask = torch.tensor([[True, True, False]] * 5)
     v = _evaluation(flow, _ALL[name](0.5), mask)
     assert torch.equal(v[:, 2], torch.zeros(5)) and bool((v[:, :2] != 0).all())
@@ -316,6 +317,13 @@ def test_prior_guidance_is_scaled_noise() -> None:
         torch.testing.assert_close(guided().log_prob(x), wanted, atol=1e-5, rtol=0)
 
 
+def test_constraints_have_no_stage_at_the_end() -> None:
+    constraint = LinearConstraint([[1.0, 0.0, 0.0]], [0.3])
+    for guidance in ([constraint], [Scheduled(constraint, 0.5)]):
+        with pytest.raises(UserError, match="evaluates the velocity at t = 1"):
+            _conditional(guidance=guidance)
+
+
 def test_constraints_are_met_and_leave_no_density() -> None:
     mixture = GaussianMixtureVelocity([[1.5, 0.0, 1.0], [-1.0, 0.5, 0.0]], [0.6, 0.9])
     constraint = LinearConstraint([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0]], [2.0, 0.5])
@@ -357,7 +365,7 @@ def test_what_guidance_needs_is_said() -> None:
 
 def test_guidance_is_saved_with_the_flow(tmp_path) -> None:
     guidance = [Scheduled(ClassifierFree(2.0), Interval(0.1, 0.9)), LinearConstraint([[1.0, 0.0, 0.0]], [0.3])]
-    flow = _conditional(guidance=guidance)
+    flow = _conditional(guidance=guidance, stepper=FixedStep(40))
     sciflow.save(flow, tmp_path / "flow")
     loaded = sciflow.load(tmp_path / "flow")
     context, x, t = torch.randn(4, 2), torch.randn(4, 3), torch.tensor(0.3)

@@ -121,6 +121,8 @@ def refusals(names: dict[str, str]) -> list[str]:
     changed = guidance in SCORED | {"constraint"}  # to a velocity whose endpoint no network tells
     if names["stepper"] == "endpoint" and getattr(path, "lingers", False) and head.tells_endpoint and changed:
         found.append("stands still")
+    if guidance == "constraint" and getattr(stepper, "ends_at_data", False):
+        found.append("evaluates the velocity at t = 1")
     if names["stepper"] == "SDE" and guidance in SCORELESS:
         found.append("no score")
     return found
@@ -204,7 +206,15 @@ def _refused() -> dict[str, dict[str, str]]:
     return found
 
 
-SAID = {"stands still", "affine path", "standard normal", "leaves", "no average velocity", "no score"}  # by guidance itself
+SAID = {
+    "evaluates the velocity at t = 1",
+    "stands still",
+    "affine path",
+    "standard normal",
+    "leaves",
+    "no average velocity",
+    "no score",
+}  # by guidance itself
 
 
 @pytest.mark.parametrize(("reason", "names"), _refused().items(), ids=lambda value: value if isinstance(value, str) else "")
