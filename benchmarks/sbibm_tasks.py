@@ -93,6 +93,12 @@ def trained(name: str, method: str, settings: argparse.Namespace) -> tuple[Any, 
 
 def exact_log_prob(task: Any, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The task's own unnormalised log posterior. Two take about 1 ms a row: there its formula for all rows at once, checked."""
+    if task.name == "bernoulli_glm":  # its own function disagrees with its reference draws: 1.7 nats of scatter over them
+        design = torch.load(task.path / "files" / "design_matrix.pt")
+        return lambda theta: (
+            theta @ task.get_observation(number)[0] - torch.nn.functional.softplus(theta @ design.T).sum(1)
+            + task.get_prior_dist().log_prob(theta)
+        )  # fmt: skip
     own = task._get_log_prob_fn(num_observation=number, implementation="pyro", posterior=True)
     if task.name not in _TOGETHER:
         return own
