@@ -92,7 +92,7 @@ def trained(name: str, method: str, settings: argparse.Namespace) -> tuple[Any, 
 
 
 def exact_log_prob(task: Any, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The task's own unnormalised log posterior. Two take about 1 ms a row: there its formula for all rows at once, checked."""
+    """The unnormalised log posterior: the task's own, or a formula where that takes 1 ms a row (checked) or is wrong."""
     if task.name == "bernoulli_glm":  # its own function disagrees with its reference draws: 1.7 nats of scatter over them
         design = torch.load(task.path / "files" / "design_matrix.pt")
         return lambda theta: (

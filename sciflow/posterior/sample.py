@@ -9,7 +9,7 @@ import click
 
 from sciflow.errors import UserError
 from sciflow.posterior.amortised import AmortisedPosterior
-from sciflow.posterior.many import read_many, sample_many
+from sciflow.posterior.many import sample_many
 from sciflow.posterior.many.observations import read_observations
 
 __all__ = ["sample"]
@@ -34,5 +34,5 @@ def sample(model: Path, observations: Path, output: Path, *, draws: int, variabl
         click.echo(f"observation {number} has no draws: {many.failures[number]}", err=True)
     if len(many.failures) > _SHOWN:
         click.echo(f"and {len(many.failures) - _SHOWN} more without draws", err=True)
-    click.echo(repr(read_many(output).certificate))
+    click.echo(repr(many.certificate))
     click.echo(f"draws: {output}")

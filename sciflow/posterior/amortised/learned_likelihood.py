@@ -80,10 +80,11 @@ class LearnedLikelihood(Likelihood):
         z, _ = self.coordinates(prediction)
         which = (uniform[:, -1] * len(self.flows)).long() if len(self.flows) > 1 else torch.zeros(len(z), dtype=torch.int64)
         residual = torch.empty(len(z), self.regression.features, dtype=torch.float64, device=z.device)
+        dtype = next(self.flows.parameters()).dtype
         for number, flow in enumerate(self._members):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
-                residual[rows] = flow(z[rows].float()).from_uniform(uniform[rows, : flow.uniforms], density=False)[0].double()
+                residual[rows] = flow(z[rows].to(dtype)).from_uniform(uniform[rows, : flow.uniforms], density=False)[0].double()
         return self.regression.inverse(residual, z).reshape(-1, *self.shape).to(prediction.dtype)
 
     @property

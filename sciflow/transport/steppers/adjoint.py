@@ -39,7 +39,7 @@ class Adjoint(Stepper):
     def __init__(self, stepper: Stepper) -> None:
         if not stepper.reversible or not stepper.density or isinstance(stepper, Adjoint):
             raise UserError(f"{stepper!r} cannot go backwards: the adjoint needs a FixedStep or Adaptive stepper")
-        self.stepper = stepper
+        self.stepper, self.ends_at_data = stepper, getattr(stepper, "ends_at_data", False)
 
     def solve(
         self, field: Field, x: Tensor, start: float, end: float, *, divergence: Divergence | None = None,

@@ -30,6 +30,7 @@ from sciflow.transport.guidance import (
     Scheduled,
     Tilt,
 )
+from sciflow.transport.steppers.adjoint import Adjoint
 from sciflow.transport.steppers.fixed import FixedStep
 
 from .analytic import GaussianMixtureVelocity
@@ -322,6 +323,8 @@ def test_constraints_have_no_stage_at_the_end() -> None:
     for guidance in ([constraint], [Scheduled(constraint, 0.5)]):
         with pytest.raises(UserError, match="evaluates the velocity at t = 1"):
             _conditional(guidance=guidance)
+        with pytest.raises(UserError, match="evaluates the velocity at t = 1"):
+            _conditional(guidance=guidance, stepper=Adjoint(FixedStep(8, method="dopri5")))
 
 
 def test_constraints_are_met_and_leave_no_density() -> None:
