@@ -148,6 +148,8 @@ class Prior:
             # a closed form, if the distribution has one, evaluates no velocity
             solved = isinstance(self.flow, TransportFlow) and type(self.distribution).log_prob is FlowDistribution.log_prob
             return self.distribution.log_prob(x) if calls is None or not solved else self._solved(x, calls)
+        if not len(x):  # constraints of torch cannot look at no rows
+            return x.new_zeros(0)
         inside = self.support.check(x)
         inside = inside.reshape(len(x), -1).all(-1)
         with self.counting(calls):

@@ -22,6 +22,7 @@ from sciflow.posterior.prior import Prior
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.simulation import Runner, simulate
 from sciflow.recorded import Recorded
+from sciflow.training.progress import ProgressBar
 
 if TYPE_CHECKING:
     from sciflow.posterior.amortised.model import AmortisedPosterior
@@ -121,8 +122,9 @@ def calibrate(
     posterior: AmortisedPosterior, source: Any, *, simulations: int, draws: int, level: float,
     log_likelihood: Quantity | None, quantities: Mapping[str, Quantity] | None, features: Callable[[Any], Tensor] | None,
     seed: int, runner: Runner | None, batched: bool, progress: bool,
+    draw: Callable[[Any, int, int], Tensor] | None = None,
 ) -> Calibration:  # fmt: skip
-    """See `AmortisedPosterior.calibrated`."""
+    """See `AmortisedPosterior.calibrated`; `draw`: (one observation, draws, seed) -> (draws, D), by default the model's own."""
     prior, device = posterior.prior, posterior.weights.device
     if prior is None:
         raise UserError("calibration needs the prior: load(folder, prior=...) or with_prior(prior)")
@@ -134,8 +136,11 @@ def calibrate(
         raise UserError("the posterior does not know its training simulations: fit it with fit_posterior")
     posterior.seen.check(theta, y)
     y = {name: entry.to(device) for name, entry in y.items()} if isinstance(y, Mapping) else y.to(device)
-    randomness = Randomness(seed, "calibration", device=device)
-    drawn = held_out_draws(posterior, y, integer("draws", draws, 1, 2**31), randomness).cpu()
+    draws = integer("draws", draws, 1, 2**31)
+    if draw is None:
+        drawn = held_out_draws(posterior, y, draws, Randomness(seed, "calibration", device=device)).cpu()
+    else:
+        drawn = _one_by_one(draw, y, len(theta), draws, seed, progress)
     rows = [rows_of(y, piece) for piece in torch.arange(len(theta), device=device).split(4096)]
     seen = torch.cat([summary(posterior.scaling(piece), posterior.scaling.of_set) for piece in rows])
     distances = (posterior.distance.distance(seen) / posterior.distance.unit).cpu()
@@ -155,6 +160,16 @@ def calibrate(
             features=lambda index: seen.detach().cpu()[index[:, 0]],
         )  # fmt: skip
     return Calibration.of(found, excluded, distances, theta.double(), prior)
+
+
+def _one_by_one(draw: Callable[[Any, int, int], Tensor], y: Any, rows: int, draws: int, seed: int, progress: bool) -> Tensor:
+    found = []
+    with ProgressBar(rows, visible=progress) as bar:
+        for row in range(rows):
+            one = {name: entry[row] for name, entry in y.items()} if isinstance(y, Mapping) else y[row]
+            found.append(draw(one, draws, seed + row).double().cpu())
+            bar.update(row + 1, "held-out simulations")
+    return torch.stack(found)
 
 
 def _pairs(source: Any, posterior: AmortisedPosterior, prior: Prior) -> tuple[Tensor, Any, float]:

@@ -15,9 +15,11 @@ from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.persistence import load, save
 from sciflow.posterior.amortised.bound import BoundPosterior
+from sciflow.posterior.amortised.calibration import Calibration, calibrate
 from sciflow.posterior.amortised.learned_likelihood import LearnedLikelihood
 from sciflow.posterior.amortised.model import AmortisedPosterior
 from sciflow.posterior.calls import Calls
+from sciflow.posterior.diagnostics.battery import DRAWS, SIMULATIONS
 from sciflow.posterior.prior import Prior
 from sciflow.posterior.randomness import Randomness
 from sciflow.posterior.result import Posterior
@@ -69,19 +71,28 @@ class PooledPosterior(nn.Module, Recorded):
     the learned likelihood alone. Draws are those of q, weighed, resampled and moved as `refined` does it. Each certificate says
     how far the two models agree on this observation; agreement proves nothing, disagreement says that one of them is wrong.
 
+    The certificate is "incomplete" until `calibrated` has compared draws of the pool with held-out simulations.
+
     Arguments:
         posterior, likelihood: of the same simulations.
         share: a.
+        calibration: what `calibrated` found.
 
     Source: Combining probability distributions: a critique and an annotated bibliography, Genest and Zidek 1986, doi
     10.1214/ss/1177013825.
     """
 
-    def __init__(self, posterior: AmortisedPosterior, likelihood: LearnedLikelihood, share: float) -> None:
+    calibration: Calibration | None
+
+    def __init__(
+        self, posterior: AmortisedPosterior, likelihood: LearnedLikelihood, share: float, calibration: Calibration | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= share <= 1:
             raise UserError(f"share={share}: that of the likelihood lies between 0 and 1")
         self.posterior, self.likelihood, self.share = posterior, likelihood, float(share)
+        self.register_module("calibration", calibration)
+        self.changed = ""  # what was changed after the calibration
         self.scores: Any = None  # what `fit_pooled` found for each share; not saved
 
     @property
@@ -112,12 +123,43 @@ class PooledPosterior(nn.Module, Recorded):
             found = self.posterior.draw(y, draws, refine=refine, likelihood=likelihood, **common)
             return self._compared(found, y, seed)
         found = self.posterior.draw(y, draws, refine=True, likelihood=self.target(y), **common)
-        untested = Test(
-            "agreement with the posterior", None,
-            description="not evaluated: the weights are those of learned models; refine=True corrects draws by a likelihood",
-        )  # fmt: skip
         evidence = found.evidence if self.share == 1 else None
-        return self._compared(replace(found, evidence=evidence, method=repr(self)), y, seed, untested)
+        known = self.calibration
+        if known is None:
+            said = f"{self.changed}; " if self.changed else ""
+            text = f"{said}the weights are those of learned models: pooled.calibrated(simulator) compares draws with held-out "
+            tests = [Test("agreement with the posterior", None, description=f"{text}simulations, refine=True corrects them")]
+            certificate = found.certificate
+        else:
+            own = float(self.posterior.distance(self.posterior.scaling(self.posterior.observation(y))))
+            tests = [*known.tests, known.observation_test(own)]
+            context = {**found.certificate.context, "calibration": known.context}
+            certificate = replace(found.certificate, scope=known.scope, context=context)
+        return self._compared(replace(found, evidence=evidence, method=repr(self), certificate=certificate), y, seed, *tests)
+
+    def calibrated(
+        self, source: Any, *, simulations: int = SIMULATIONS, draws: int = DRAWS, level: float = 0.01,
+        log_likelihood: Any = None, quantities: Any = None, features: Any = None, seed: int = 1, runner: Any = None,
+        batched: bool = False, progress: bool = True, **choices: Any,
+    ) -> PooledPosterior:  # fmt: skip
+        """The same weights (shared) with the battery made on draws of the pool for held-out simulations.
+
+        Arguments are those of `AmortisedPosterior.calibrated`; `choices` those of `draw` (how many proposals). It takes as long
+        as so many calls of `draw`.
+        """
+        common = {"simulations": simulations, "level": level, "log_likelihood": log_likelihood, "quantities": quantities,
+                  "features": features, "seed": seed, "runner": runner, "batched": batched, "progress": progress}  # fmt: skip
+        if self.share == 0:
+            return PooledPosterior(self.posterior.calibrated(source, draws=draws, **common), self.likelihood, 0.0)
+        fresh = PooledPosterior(self.posterior, self.likelihood, self.share)
+
+        def draw(y: Any, count: int, number: int) -> Tensor:  # far ones are simulations like the others
+            return fresh.posterior.draw(
+                y, count, seed=number, refine=True, likelihood=fresh.target(y), force=True, **choices
+            ).rows  # fmt: skip
+
+        found = calibrate(self.posterior, source, draws=draws, draw=draw, **common)
+        return PooledPosterior(self.posterior, self.likelihood, self.share, found.to(self.posterior.weights.device))
 
     def _compared(self, found: Posterior, y: Any, seed: int, *tests: Test) -> Posterior:
         """With more tests, one of them of how far the two models agree."""
@@ -149,6 +191,8 @@ class PooledPosterior(nn.Module, Recorded):
         if not isinstance(found, cls):
             raise UserError(f"{folder} holds a {type(found).__name__}, not a {cls.__name__}")
         found.posterior = found.posterior.with_prior(prior)
+        if found.calibration is not None and not found.calibration.is_of(found.prior):
+            found.calibration, found.changed = None, "the prior is not that of the calibration"
         return found.eval()
 
     def __repr__(self) -> str:

@@ -57,7 +57,7 @@ class SplineRecipe(Recipe):
     Flows, Durkan et al. 2019, arXiv 1906.04032.
     """
 
-    defaults = {"epochs": 35, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.995, "weight_decay": 1e-2, "patience": 10}  # noqa: RUF012
+    defaults = {"epochs": 60, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.995, "weight_decay": 1e-2, "patience": 20}  # noqa: RUF012
     of_sets = {"epochs": 60, "learning_rate": 1e-3, "patience": 20}  # noqa: RUF012
 
     def __init__(

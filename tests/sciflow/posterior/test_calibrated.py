@@ -15,7 +15,9 @@ from sciflow.posterior.amortised import (
     AmortisedPosterior,
     Coordinates,
     JointRecipe,
+    LearnedLikelihood,
     MatchingRecipe,
+    PooledPosterior,
     Scaling,
     SimulationDistance,
     SplineRecipe,
@@ -38,6 +40,7 @@ class Exact(Flow):
     def __init__(self, width: float = 1.0) -> None:
         super().__init__(2, 2)
         self.scale = width * 0.2**0.5
+        self.offset = torch.nn.Parameter(torch.zeros(()))  # tells the dtype
 
     def to_latent(self, x, context, mask):
         return (x - 0.8 * context) / self.scale, x.new_full((len(x),), -2.0).mul(torch.tensor(self.scale).log())
@@ -205,3 +208,48 @@ def test_bad_input_is_named() -> None:
     ):
         with pytest.raises(UserError, match=message):
             model.calibrated(source)
+
+
+class Normals(LearnedLikelihood):
+    """log N(y; theta, (width / 2)^2) where the simulator has 1 / 2."""
+
+    def __init__(self, width: float) -> None:
+        torch.nn.Module.__init__(self)
+        self.width = width
+
+    def log_prob(self, y, theta):
+        return Normal(theta.double(), 0.5 * self.width).log_prob(y.double()).sum(1)
+
+    def extra_repr(self) -> str:
+        return f"width {self.width:g}"
+
+
+@pytest.mark.parametrize(
+    ("width", "verdicts"), [pytest.param(1.0, {"passed", "warned"}, marks=pytest.mark.slow), (0.6, {"failed"})]
+)
+def test_pools_are_calibrated(width: float, verdicts: set[str], tmp_path: Path) -> None:
+    """The pool of two exact models passes (false alarms 1 %), that of a narrow likelihood fails."""
+    pool = PooledPosterior(toy(), Normals(width), 1.0)
+    assert pool(torch.zeros(2), 100).certificate.verdict == "incomplete"
+    judged = pool.calibrated(pairs(100, 1), draws=20, proposals=60, progress=False)
+    found = judged(torch.zeros(2), 200)
+    assert found.certificate.verdict in verdicts, found.certificate
+    assert "not for this observation" in found.certificate.scope
+    names = [test.name for test in found.certificate.tests]
+    assert "observation within simulations" in names and "agreement with the posterior" not in names
+    assert pool(torch.zeros(2), 100).certificate.verdict == "incomplete"  # the old one is as it was
+
+
+def test_few_proposals_leave_none_to_the_prior() -> None:
+    assert PooledPosterior(toy(), Normals(1.0), 1.0)(torch.zeros(2), 20, proposals=20).x.shape == (1, 20, 2)
+
+
+def test_a_pool_without_likelihood_is_calibrated_as_its_posterior() -> None:
+    judged = PooledPosterior(toy(), Normals(1.0), 0.0).calibrated(pairs(120, 1), draws=20, progress=False)
+    assert judged.posterior.calibration is not None and judged(torch.zeros(2), 100).certificate.verdict in ("passed", "warned")
+
+
+def test_pools_refuse_training_rows() -> None:
+    theta, y = pairs(2000, 0)
+    with pytest.raises(UserError, match="learned by heart"):
+        PooledPosterior(toy(), Normals(1.0), 1.0).calibrated((theta[:120], y[:120]), draws=20, progress=False)
