@@ -26,6 +26,8 @@ class UNet(TimeNetwork):
         widths: feature maps of the levels, finest first; multiples of 4.
         blocks: residual blocks of each level, on the way down and on the way up.
         heads: of the attention over the pixels of the coarsest level; 0 for none.
+        patch: squares of so many pixels a side become the colours of one (pixel unshuffle): the finest level is that much
+            coarser, and as much cheaper. H and W must be multiples of it.
         two_time: whether a second time s enters.
         maskable: whether the network sees which pixels are absent.
 
@@ -45,6 +47,7 @@ class UNet(TimeNetwork):
         widths: Sequence[int] = (32, 64),
         blocks: int = 1,
         heads: int = 1,
+        patch: int = 1,
         two_time: bool = False,
         maskable: bool = False,
     ) -> None:
@@ -54,8 +57,11 @@ class UNet(TimeNetwork):
             raise UserError(f"a U-Net takes images (C, H, W), not events of shape {tuple(self.event_shape)}")
         if not widths or any(width % 4 for width in widths):
             raise UserError(f"widths={tuple(widths)}: give at least one level, each a multiple of 4")
+        if patch < 1 or any(size % patch for size in self.event_shape[1:]):
+            raise UserError(f"patch={patch}: H and W of {tuple(self.event_shape)} must be multiples of it")
         self.context, self.channels, self.two_time, self.maskable = context, channels, two_time, maskable
-        colours, size = self.event_shape[0], 4 * widths[0]
+        self.patch = patch
+        colours, size = self.event_shape[0] * patch**2, 4 * widths[0]
         self.embedding = Embedding(size, context, two_time=two_time)
         self.first = nn.Conv2d((2 if maskable else 1) * colours, widths[0], 3, padding=1)
         self.down, self.up, self.coarser, self.finer = nn.ModuleList(), nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -76,7 +82,7 @@ class UNet(TimeNetwork):
     ) -> Tensor:
         self.check_times(s)
         embedding = self.embedding(t.to(x.dtype), context, None if s is None else s.to(x.dtype))
-        h = self.first(torch.cat(self.present(x, mask), 1))
+        h = self.first(nn.functional.pixel_unshuffle(torch.cat(self.present(x, mask), 1), self.patch))
         across = []
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]
@@ -94,7 +100,7 @@ class UNet(TimeNetwork):
             h = torch.cat((finer(h), kept), 1)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
-        out = self.last(nn.functional.silu(self.last_norm(h)))
+        out = nn.functional.pixel_shuffle(self.last(nn.functional.silu(self.last_norm(h))), self.patch)
         return out.reshape(-1, self.channels, *self.event_shape)
 
 

@@ -27,10 +27,12 @@ class Method(Part, ABC):
     """Settings of a method; calling it with a target runs it.
 
     Authors write `run`, which returns a `Result` (without calls, method, seed and certificate), and `tests`, which judges it.
-    Both are called by `__call__`, so that no draws exist without a certificate.
+    Both are called by `__call__`, so that no draws exist without a certificate. `caveat` is the end of its scope line: what the
+    tests cannot see.
     """
 
     result: ClassVar[type[Result]]
+    caveat: ClassVar[str] = "modes that no draw has met are in none of the tests"
 
     def __call__(self, target: Target, draws: int = 1000, *, seed: int = 0, progress: bool = True) -> Any:
         """`draws` draws of the target (per chain where there are chains).
@@ -54,7 +56,7 @@ class Method(Part, ABC):
         tests = list(self.tests(found, counted))
         if all(test.threshold is None for test in tests):  # finite log-densities alone say nothing of the draws
             tests.append(self._untested())
-        scope = f"{SCOPE}; modes that no draw has met are in none of the tests"
+        scope = f"{SCOPE}; {self.caveat}"
         certificate = Certificate([*tests, counted.values_test(), *counted.edge_tests()], scope, type(self).__name__, context)
         return replace(found, certificate=certificate)
 

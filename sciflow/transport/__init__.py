@@ -65,6 +65,7 @@ from sciflow.transport.paths import (
     StochasticInterpolant,
     VariancePreserving,
 )  # fmt: skip
+from sciflow.transport.preconditioned import Preconditioned
 from sciflow.transport.reflow import reflow_pairs
 from sciflow.transport.spaces import (
     Box,
@@ -96,8 +97,8 @@ __all__ = [
     "Hutchinson", "HyperbolicBall", "Importance", "Independent", "Interval", "LikelihoodFlowMatching", "Linear",
     "LinearBeta", "LinearConstraint", "LocalFlow", "LocalFlowMatching", "LogDensity", "LogUniformNoise",
     "LogitNormal", "MapStep", "MeanFlow", "MeanFreeSpace", "Pair", "PartialOT", "PiecewiseLinear", "PiecewiseReflow",
-    "Polynomial", "PowerLaw", "Prefetched", "PriorGuidance", "ProductSpace", "Reflow", "Rescheduled", "Rotations",
-    "SDEStep", "Scheduled", "SchroedingerBridge", "SchroedingerCoupling", "Shift", "Simplex", "Sinkhorn", "Sphere",
+    "Polynomial", "PowerLaw", "Preconditioned", "Prefetched", "PriorGuidance", "ProductSpace", "Reflow", "Rescheduled",
+    "Rotations", "SDEStep", "Scheduled", "SchroedingerBridge", "SchroedingerCoupling", "Shift", "Simplex", "Sinkhorn", "Sphere",
     "SplitMeanFlow", "StochasticInterpolant", "Stratified", "Tilt", "Torus", "TransportFlow", "UShaped",
     "UnbalancedOT", "Uniform", "UniformOn", "VariancePreserving", "Velocity", "VelocityAndNoise", "WeightedCoupling",
     "WeightedFlowMatching", "WithinClasses", "WrappedNormal", "as_denoiser", "bellman_steps", "fit_local",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sciflow.errors import UserError
 from sciflow.posterior.operators.conjugate_gradient import conjugate_gradient
 from sciflow.posterior.operators.least_squares import least_squares
+from sciflow.posterior.randomness import Randomness
 from sciflow.recorded import Recorded
 
 __all__ = ["Linear", "Operator", "inner_product", "shape_of"]
@@ -124,6 +125,22 @@ class Linear(Operator):
             hidden = torch.where(wide > 0, hidden / torch.where(wide > 0, wide, 1), 0)
             return self.adjoint(self.gram_solve(inside, shift)) + hidden
         return conjugate_gradient(lambda x: self.adjoint(self(x)), r, self.rows(shift, r), self.tolerance, self.iterations)
+
+    def normal_noise(self, rows: int, shift: float, randomness: Randomness) -> Tensor:
+        """Draws of N(0, (A'A + shift)^-1), shift > 0: (rows, *domain), complex if x has to be.
+
+        By solving for A' e_1 + sqrt(shift) e_2 with standard normal e_1 and e_2, whose covariance is A'A + shift; override it
+        where a root is known.
+        """
+
+        def standard(shape: torch.Size, pairs: bool) -> Tensor:
+            values = randomness.normal(rows, (*shape, 2) if pairs else shape)
+            return torch.view_as_complex(values) if pairs else values
+
+        inside = standard(self.domain, self.complex_domain is True)
+        probe = self(inside[:1])
+        outside = standard(self.range, probe.is_complex())
+        return self.normal_solve(self.adjoint(outside) + math.sqrt(shift) * inside, shift)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y (B, *domain), the least-squares solution of least norm, for any y.

@@ -2,6 +2,7 @@
 
 from sciflow.posterior.samplers.adaptive_flow import AdaptiveFlow
 from sciflow.posterior.samplers.annealed import AnnealedImportance
+from sciflow.posterior.samplers.annealed_langevin import AnnealedLangevin
 from sciflow.posterior.samplers.annealed_transition import Transition
 from sciflow.posterior.samplers.defensive import Defensive
 from sciflow.posterior.samplers.diffusion_sampler import DiffusionSampler
@@ -24,6 +25,7 @@ from sciflow.posterior.samplers.twisted_functions import DPSTwist, NoTwist, PiGD
 __all__ = [
     "AdaptiveFlow",
     "AnnealedImportance",
+    "AnnealedLangevin",
     "DPSTwist",
     "Defensive",
     "DiffusionSampler",
