@@ -28,7 +28,7 @@ export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/.cache/jupyter
 .PHONY: help demo test test-slow test-wheel lint bench clean
 
 help:
-	@echo "make demo        install into $(VENV), run the physics job on its embedded sample, name the files it wrote"
+	@echo "make demo        install into $(VENV), reconstruct the embedded MRI scan, name the files it wrote"
 	@echo "make test        install the test tools; ruff, mypy, import-linter, the built wheel, doctests and pytest"
 	@echo "make test-slow   the long statistical and training runs"
 	@echo "make bench       timings against other libraries"
@@ -44,7 +44,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.made
-	$(PIP) -e '.[physics]'
+	$(PIP) -e '.[mri]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.made
@@ -58,7 +58,7 @@ $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.made
 	@touch $(VENV)/.demo $(VENV)/.test $@
 
 demo: $(VENV)/.demo
-	@$(BIN)/sciflow demo physics --output demo-output
+	@$(BIN)/sciflow demo mri --output demo-output
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -216,7 +216,7 @@ def table(settings: argparse.Namespace) -> list[str]:
                 if found is not None:
                     lines.append(line(name, "sbi 0.27 NPE, this run", *found, asked))
                 for (task, kind), (each, seconds, spent) in BEFORE.items():
-                    if task == name and (found is None or kind != "NPE"):
+                    if task == name:
                         accuracies = "/".join(f"{value:.3f}" for value in each)
                         label = f"sbi 0.27 {kind}, measured before (3,000 draws a side)"
                         mean = f"{statistics.mean(each):.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,8 +26,8 @@ def model_card(model: nn.Module, config: Mapping[str, Any], text: str | None, na
     rows.update({key: value for key, value in _flat(facts) if key not in ("license", "licence")})
     table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())
     package = config["model"]["class"].partition(":")[0].partition(".")[0]
-    trust = "" if package == "sciflow" else f", trust=({package!r},)"
-    usage = f"```python\nimport sciflow\n\nmodel = sciflow.load({name!r}{trust})\n```"
+    trust = "" if package == "sciflow" else f", trust=({json.dumps(package)},)"
+    usage = f"```python\nimport sciflow\n\nmodel = sciflow.load({json.dumps(name)}{trust})\n```"
     return f"# {name}\n\n{(text or type(model).__name__).strip()}\n\n| | |\n|---|---|\n{table}\n\n{usage}\n"
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sciflow
 from sciflow.errors import UserError
 from sciflow.files import reason, remove, replace_folder, temporary
+from sciflow.half_precision import halved, widened
 from sciflow.model_card import model_card
 from sciflow.recorded import Recorded, build, configuration
 from sciflow.strict_json import dumps, loads, plain
@@ -26,7 +27,10 @@ _FORMAT, _VERSION = "sciflow.model", 1
 _CONFIG, _WEIGHTS, _README = "config.json", "weights.safetensors", "README.md"
 
 
-def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, metadata: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: nn.Module, folder: str | Path, *, readme: str | None = None, metadata: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> Path:  # fmt: skip
     """Save a recorded module as a folder: constructor arguments in JSON, weights in safetensors, a README.
 
     The folder appears whole or not at all; an older model of that name is replaced at once. Saved are parameters and
@@ -35,6 +39,7 @@ def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, met
     Arguments:
         readme: text for the top of the README: what the model is for, what it was trained on.
         metadata: anything JSON can hold. The entries "license" (or "licence") and numbers are shown in the README.
+        half: store matrices and kernels of float32 in float16: half the bytes, 11 bits a number. They come back as float32.
 
     Raises `UserError` if the model is not `Recorded`, if a parameter is not finite (buffers, such as limits, may be
     infinite and may mark what is missing by NaN), if an argument cannot be written down, if `folder` holds
@@ -54,6 +59,7 @@ def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, met
     _check_target(folder)
     tensors, aliases, as_pairs = _state(model)
     _check_finite(model)
+    in_half = halved(model, tensors) if half else []
     content = write_tensors(tensors, metadata={"format": "pt"})
     config = {
         "format": _FORMAT,
@@ -63,6 +69,7 @@ def save(model: nn.Module, folder: str | Path, *, readme: str | None = None, met
         "weights": {"file": _WEIGHTS, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "aliases": aliases,
         "complex": as_pairs,
+        **({"half": in_half} if half else {}),
         "transient": {name: str(entry.dtype).removeprefix("torch.") for name, entry in _transient(model).items()},
         "frozen": sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
         "metadata": plain(metadata or {}, "metadata"),
@@ -115,7 +122,7 @@ def metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The sha256 of the weights: the one that `save` records, wherever the model came from."""
+    """The sha256 of the weights, wherever they came from: the one that `save` records, unless it stored half of their bits."""
     return hashlib.sha256(write_tensors(_state(model)[0], metadata={"format": "pt"})).hexdigest()
 
 
@@ -238,6 +245,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if hashlib.sha256(content).hexdigest() != weights.get("sha256"):
         raise UserError(f"{path}: its sha256 is not the one in {_CONFIG}: the file is damaged or another model's")
     try:
-        return config, read_tensors(content)
+        return config, widened(read_tensors(content), config.get("half", []))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a safetensors file: {error}") from error

@@ -36,7 +36,9 @@ def text_of(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["physics_sim_to_data", "posterior_oscillator", "transport_five_methods"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "mri_scan_to_posterior", "physics_sim_to_data", "posterior_oscillator", "transport_five_methods",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,6 +64,20 @@ def test_posterior_runs_with_a_short_training(tmp_path, monkeypatch):
 def test_transport_runs_with_a_short_training(tmp_path, monkeypatch):
     text = text_of(execute(FOLDER / "transport_five_methods.ipynb", tmp_path, monkeypatch))
     assert "data to data" in text and "integral" in text and "has no density here" in text
+
+
+def test_mri_runs_on_the_embedded_scan(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCIFLOW_DATA", raising=False)
+    text = text_of(execute(FOLDER / "mri_scan_to_posterior.ipynb", tmp_path, monkeypatch))
+    assert "PSNR" in text and "no real scan" in text and "four times too small: failed" in text
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_mri_runs_on_the_real_scan(tmp_path, monkeypatch, science_data):
+    environment = {"SCIFLOW_DATA": os.fspath(science_data)}
+    text = text_of(execute(FOLDER / "mri_scan_to_posterior.ipynb", tmp_path, monkeypatch, **environment))
+    assert "real scan: {'PSNR'" in text
 
 
 @pytest.mark.data

@@ -99,6 +99,23 @@ def test_loaded_dtype_is_the_saved_dtype(tmp_path) -> None:
     assert low.shift.dtype == torch.bfloat16
 
 
+def test_half_of_the_bytes(tmp_path) -> None:
+    """Kernels come back as float32 with 11 bits, everything else exactly; what float16 cannot hold is refused."""
+    whole = Everything()
+    small, large = save(whole, tmp_path / "half", half=True), save(whole, tmp_path / "whole")
+    found = load(small, trust=TRUST)
+    assert found.weight.dtype is torch.float32 and found.weight.data_ptr() == found.tied.data_ptr()
+    torch.testing.assert_close(found.weight, whole.weight, rtol=2**-11, atol=1e-7)
+    assert not torch.equal(found.weight, whole.weight) and torch.equal(found.low, whole.low)
+    assert (small / "weights.safetensors").stat().st_size < (large / "weights.safetensors").stat().st_size
+    save(found, tmp_path / "again", half=True)
+    assert torch.equal(load(tmp_path / "again", trust=TRUST).weight, found.weight)
+    with torch.no_grad():
+        whole.weight[0, 0] = 1e6
+    with pytest.raises(UserError, match="beyond 65504"):
+        save(whole, tmp_path / "half", half=True)
+
+
 def test_a_flow_with_a_condition(tmp_path) -> None:
     flow = LayeredFlow(2, {"a": 1, "b": (2, 3)}, base=DiagonalNormal(2))
     back = load(save(flow, tmp_path / "flow"))

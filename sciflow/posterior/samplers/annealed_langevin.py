@@ -37,8 +37,8 @@ class AnnealedLangevin(Sampler):
     Draws are those of p_s at the last level: the posterior in the limit of many moves and s -> 0. Each is a run of its own.
     Separate modes are chosen on the coarse levels, where the dynamics is not that of the posterior: their masses are
     approximate (off by 0.07 to 0.34 in total variation on mixtures of ten modes in four dimensions), which no test sees.
-    The first `chains` of them go on for `states` moves more, which are kept only to be compared: R-hat and effective sizes say
-    whether the last level has been reached.
+    The first `chains` of them go on for `states` times `thin` moves more, of which every `thin`-th state is kept only to be
+    compared: R-hat and effective sizes say whether the last level has been reached.
 
     Arguments:
         data_scale: d, the standard deviation of the entries of x.
@@ -47,7 +47,8 @@ class AnnealedLangevin(Sampler):
         levels: pairs (noise in units of d, moves).
         step: of the dynamics; below 2, where it becomes unstable.
         friction: per unit of time.
-        chains, states: of the test of mixing; states = 0 leaves it out, and the certificate then warns.
+        chains, states, thin: of the test of mixing; states = 0 leaves it out, and the certificate is then incomplete.
+        noise_error: by which fraction sigma^2 may be wrong, where it was estimated: the test of the residual allows for it.
         chunk: rows at once; all by default.
         bf16: velocities in bfloat16.
 
@@ -67,7 +68,8 @@ class AnnealedLangevin(Sampler):
     def __init__(
         self, data_scale: float = 1.0, *, largest: float = 8.0, coarse: int = 20,
         levels: Sequence[tuple[float, int]] = ((0.4, 2), (0.2, 2), (0.12, 3), (0.07, 15)), step: float = 1.0,
-        friction: float = 0.5, chains: int = 4, states: int = 50, chunk: int | None = None, bf16: bool = False,
+        friction: float = 0.5, chains: int = 4, states: int = 50, thin: int = 1,
+        noise_error: float = 0.0, chunk: int | None = None, bf16: bool = False,
     ) -> None:  # fmt: skip
         self.levels = [(float(s), integer("moves", moves, 1, 2**31)) for s, moves in levels]
         noises = [largest, *(s for s, _ in self.levels)]
@@ -77,7 +79,12 @@ class AnnealedLangevin(Sampler):
             raise UserError(f"step={step}, friction={friction}: give a step between 0 and 2 and a friction > 0")
         self.data_scale, self.largest, self.step, self.friction = data_scale, largest, step, friction
         self.coarse, self.chains = integer("coarse", coarse, 1, 2**31), integer("chains", chains, 2, 2**31)
-        self.states = integer("states", states, 0, 2**31)
+        self.states, self.thin = integer("states", states, 0, 2**31), integer("thin", thin, 1, 2**31)
+        if 0 < self.states < 4:
+            raise UserError(f"states={states}: R-hat needs at least 4 states a chain, or 0 to leave it out")
+        if not 0 <= noise_error < 1:
+            raise UserError(f"noise_error={noise_error}: give a fraction of sigma^2, at least 0 and below 1")
+        self.noise_error = noise_error
         self.chunk = None if chunk is None else integer("chunk", chunk, 1, 2**31)
         self.bf16 = bf16
 
@@ -110,7 +117,7 @@ class AnnealedLangevin(Sampler):
     def tests(self, found: Any, target: Any) -> Sequence[Test]:
         scale = Test("noise of the last level", found.statistics["last_noise"], unit="x",
                      description="the prior is blurred by it")  # fmt: skip
-        return [residual_test(found), *mixing_tests(found.traces.get("states")), scale]
+        return [residual_test(found, self.noise_error), *mixing_tests(found.traces.get("states")), scale]
 
     def _annealed(self, posterior: NoisyPosterior, rows: int, randomness: Randomness) -> tuple[Tensor, float]:
         """Rows at the last level, and its noise."""
@@ -132,7 +139,8 @@ class AnnealedLangevin(Sampler):
 
     def _continued(self, posterior: NoisyPosterior, x: Tensor, s: float, randomness: Randomness) -> Tensor:
         """States of the dynamics from x (C, *event): (C, states, *event)."""
-        return torch.stack([state for state, _ in self._dynamics(posterior, x, s, self.states, randomness)], 1)
+        moves = self._dynamics(posterior, x, s, self.states * self.thin, randomness)
+        return torch.stack([state for number, (state, _) in enumerate(moves, 1) if number % self.thin == 0], 1)
 
     def _dynamics(
         self, posterior: NoisyPosterior, x: Tensor, s: float, moves: int, randomness: Randomness

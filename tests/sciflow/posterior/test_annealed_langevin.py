@@ -123,5 +123,7 @@ def test_refusals() -> None:
         AnnealedLangevin()(Problem(torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3)), y, Gaussian(1.0)))
     with pytest.raises(UserError, match="decrease"):
         AnnealedLangevin(levels=((0.1, 1), (0.2, 1)))
+    with pytest.raises(UserError, match="at least 4 states"):
+        AnnealedLangevin(states=2)
     with pytest.raises(UserError, match="step between 0 and 2"):
         AnnealedLangevin(step=2.5)

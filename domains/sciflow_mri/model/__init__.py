@@ -1,0 +1,1 @@
+"""Priors and posteriors: flows over complex images."""
