@@ -271,7 +271,7 @@ def test_demo_of_an_output_that_is_a_file(toy, tmp_path, capsys):
 
 def test_demo_without_a_name_asks_when_there_are_several(toy, capsys):
     assert run(["demo"]) == 2
-    assert "installed: physics, toy" in capsys.readouterr().err
+    assert "installed: mri, physics, toy" in capsys.readouterr().err
 
 
 def test_data_verify_reports_a_wrong_file(tmp_path, monkeypatch, capsys):

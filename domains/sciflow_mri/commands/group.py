@@ -66,6 +66,10 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
 @click.option("--precision", type=click.Choice(["bf16", "float32"]), default="bf16", show_default=True)
 @click.option("--half", is_flag=True, help="Store the weights in float16.")
 @click.option("--clip", is_flag=True, help="Set negative voxels of the volumes to 0 instead of refusing them.")
+@click.option(
+    "--coverage-scans", type=click.IntRange(0), default=8, show_default=True,
+    help="Simulated scans of each held-out person on which the coverage of intervals is measured; 0 for none.",
+)  # fmt: skip
 @click.option("--licence", "licences", multiple=True, metavar="NAME=TEXT", help="Of a volume's data; repeatable.")
 @click.option("--checkpoint", type=OUTPUT, help="Folder for the state of the training: repeated, the command goes on from it.")
 @_DEVICE

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from sciflow.errors import UserError
 
-__all__ = ["OBSERVATION", "Prior", "prior_of"]
+__all__ = ["COVERAGE", "OBSERVATION", "Prior", "prior_of"]
 
-OBSERVATION = "observation"  # folder inside that of the prior: what judges whether a scan is like those of the prior
+# folders inside that of the prior: what judges whether a scan is like those of the prior, and how well its intervals cover
+OBSERVATION, COVERAGE = "observation", "coverage"
 
 
 class Prior(NamedTuple):
@@ -60,9 +61,17 @@ def prior_of(word: str | None, scan: Any, device: str | None) -> Prior:
 
 
 def _look(folder: Path, flow: Any, device: str | None) -> Any:
+    """Tests of a measurement: how far it is from those of the prior, what other maps would change, how intervals cover."""
     if not (folder / OBSERVATION / "config.json").is_file():
         return None
+    from functools import partial
+
     import sciflow
     from sciflow_mri.posterior.observation import observation_look
+    from sciflow_mri.posterior.sensitivity import sensitivity_tests
 
-    return observation_look(sciflow.load(folder / OBSERVATION, trust=("sciflow_mri",)), flow)
+    others: list[Any] = [partial(sensitivity_tests, prior=flow)]
+    if (folder / COVERAGE / "config.json").is_file():
+        known = sciflow.load(folder / COVERAGE, trust=("sciflow_mri",)).tests()
+        others.append(lambda acquisition: known)
+    return observation_look(sciflow.load(folder / OBSERVATION, trust=("sciflow_mri",)), flow, *others)

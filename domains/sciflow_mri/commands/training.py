@@ -11,23 +11,28 @@ import torch
 
 import sciflow
 from sciflow.errors import UserError
-from sciflow_mri.commands.priors import OBSERVATION
+from sciflow.files import remove
+from sciflow_mri.commands.priors import COVERAGE, OBSERVATION
 from sciflow_mri.data.volumes import read_volume
 from sciflow_mri.model.prior import image_flow, train_prior
 from sciflow_mri.model.training_images import training_images
+from sciflow_mri.posterior.coverage import calibrate_coverage
+from sciflow_mri.posterior.drawing import default_sampler
 from sciflow_mri.posterior.observation import fit_observation, observation_features
 from sciflow_mri.posterior.reconstruction import checked_device
 from sciflow_mri.posterior.simulations import simulated_acquisitions
 
 __all__ = ["train_model"]
 
+_DRAWS = 32  # of each scan, for the coverage of intervals
 _SCANS = 100  # simulated, of each person who is trained on, for the test whether a scan is like them
 
 
 def train_model(
     volumes: tuple[Path, ...], output: Path, *, hold_out: tuple[str, ...], size: int, images: int, validation_images: int,
     epochs: int, minutes: float | None, batch_size: int, learning_rate: float, widths: str, blocks: int, patch: int,
-    precision: str, half: bool, clip: bool, licences: tuple[str, ...], checkpoint: Path | None, device: str | None, seed: int,
+    precision: str, half: bool, clip: bool, coverage_scans: int,
+    licences: tuple[str, ...], checkpoint: Path | None, device: str | None, seed: int,
 ) -> str:  # fmt: skip
     """Train, save, and return one line on it."""
     _refuse_target(output)
@@ -69,8 +74,14 @@ def train_model(
         "learning rate": learning_rate, "precision": precision,
         "history": [[entry["loss"], entry["validation_loss"]] for entry in fit.history],
     }  # fmt: skip
+    for name in (OBSERVATION, COVERAGE):  # of the older model that is replaced
+        if (output / name / "config.json").is_file():
+            remove(output / name)
     sciflow.save(trained.flow, output, readme=_readme(own, hold_out, size), metadata=record, half=half)
     looked = _observation(trained.flow, {name: (heads[name].values, spacing[name]) for name in own}, size, output, seed)
+    if coverage_scans:
+        unseen = {name: (heads[name].values, spacing[name]) for name in hold_out}
+        interval_coverage(trained.flow, unseen, size, output, scans=coverage_scans, seed=seed)
     loss = (
         "" if fit.best_validation_loss is None else f", validation loss {fit.best_validation_loss:.4g} on {', '.join(hold_out)}"
     )
@@ -88,6 +99,17 @@ def _observation(flow: Any, people: dict[str, Any], size: int, output: Path, see
     }
     sciflow.save(fit_observation(features, (size, size)), output / OBSERVATION, readme="Is a scan like those of the prior?")
     return ""
+
+
+def interval_coverage(flow: Any, people: dict[str, Any], size: int, output: Path, *, scans: int, seed: int) -> None:
+    """How often intervals of draws hold the truth, on simulated scans of people (volume, spacing) who are new to the prior."""
+    acquired = {
+        name: simulated_acquisitions(head, scans, size, seed=seed + 3, spacing=spacing)
+        for name, (head, spacing) in people.items()
+    }
+    found = calibrate_coverage(flow, acquired, draws=_DRAWS, sampler=default_sampler(flow, states=0), seed=seed)
+    sciflow.save(found, output / COVERAGE, readme="How often intervals hold the truth, on simulated scans of people held out.",
+                 metadata=found.to_dict())  # fmt: skip
 
 
 def _readme(own: list[str], held: tuple[str, ...], size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ from torch import Tensor
 from sciflow.errors import UserError
 from sciflow.networks.image_conditioned import ImageConditionedUNet
 from sciflow.training import FitResult, fit
-from sciflow.transport import FlowMatching, LogitNormal, Preconditioned, TransportFlow
+from sciflow.transport import LogitNormal, Preconditioned, TransportFlow, WeightedFlowMatching
 from sciflow.transport.bases.minus_context import MinusContext
+from sciflow.transport.times.network_error import NetworkError
 from sciflow_mri.model.conditions import IMAGES, LEVELS, SPREAD
 from sciflow_mri.model.pairs import Pairs, training_pairs
 
 __all__ = ["TrainedAmortised", "amortised_flow", "train_amortised"]
 
-_TIMES = (1.2, 1.6)  # log(1 / sigma) of the noise that is looked at, mean and deviation
+_WIDTH = 1.4  # deviation of log(sigma / d), mean 0, of the noise that is looked at
 _RESIDUAL = 0.11  # standard deviation of real and imaginary part of what the damped image lacks, R = 2 to 8
 
 
@@ -63,7 +65,8 @@ def train_amortised(
 ) -> TrainedAmortised:  # fmt: skip
     """Flow matching on images (N, 2, H, W), each seen by a simulated scanner; `validation` are images of another person.
 
-    A scan weighs as much as one over the deviation that its condition expects: coarse ones would hide the fine ones.
+    The loss is that of the network (`NetworkError`), so that what only the condition tells counts as much as what x_t shows. A
+    scan weighs as much as one over the deviation that its condition expects: coarse ones would hide the fine ones.
 
     Arguments:
         images, validation: of `training_images`, or finished `training_pairs`. Scans of `images` have the seed `seed`, those of
@@ -88,9 +91,10 @@ def train_amortised(
         flow = amortised_flow((shapes[0][2], shapes[0][3]), data_scale=round(float(lacking.std()), 3))
     if device is not None:
         flow = flow.to(device)
-    mean, scale = _TIMES
+    d = float(getattr(flow.network, "data_scale", 1.0))
+    objective = WeightedFlowMatching(NetworkError(d), times=LogitNormal(-math.log(d), _WIDTH))
     found = fit(
-        flow, _batch(pairs), objective=FlowMatching(times=LogitNormal(mean, scale)), validation=_batch(held), epochs=epochs,
+        flow, _batch(pairs), objective=objective, validation=_batch(held), epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, ema=ema, precision=precision, seed=seed,
         **{"warmup": 100, "clip": 1.0, **options},
     )  # fmt: skip

@@ -32,7 +32,7 @@ def step_times(steps: int, data_scale: float) -> list[float]:
 
     Then x_t / n(t) = cos(a) x_0 + sin(a) x_1 / d with tan(a) = d t / (1 - t).
 
-    >>> step_times(2, 1.0)
+    >>> [round(t, 3) for t in step_times(2, 1.0)]
     [0.0, 0.5, 1.0]
     """
     angles = [0.5 * math.pi * k / steps for k in range(1, steps)]

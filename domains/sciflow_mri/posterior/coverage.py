@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ class CoverageCalibration(nn.Module, Recorded):
         for k, level in enumerate(self.levels):
             for name, values, width in (("raw", self.raw, raw), ("inflated", self.repaired, repaired)):
                 how = "" if name == "raw" else ", each person with the factor of the others"
-                error = float(self.error[:, k].square().sum().sqrt()) / len(self.people)
+                scatter = float(self.error[:, k].square().sum().sqrt()) / len(self.people)
+                error = scatter if math.isfinite(scatter) else None  # of one scan it is not known
                 found.append(
                     Test(f"coverage of {100 * level:g} % intervals, {name}", float(values[:, k].mean()),
                          (level - width, level + width), "inside", error=error, severity="warn", description=text + how)
@@ -137,9 +139,12 @@ def calibrate_coverage(
         draws: for each scan.
         sampler: `default_sampler` of the prior by default.
 
-    Raises `UserError` if people have different numbers of scans or none.
+    Raises `UserError` if people have different numbers of scans or none, or for too few draws.
     """
-    draws = integer("draws", draws, 8, 2**31)
+    draws = integer("draws", draws, 1, 2**31)
+    least = math.ceil(2 / (1 - max(levels)) - 1 - 1e-9)
+    if draws < least:
+        raise UserError(f"{draws} draws have no interval of {max(levels):g}: give {least} or more")
     sampler = default_sampler(prior, states=0) if sampler is None else sampler
     kept = {
         name: [_drawn(prior, scan, draws, sampler, seed + i) for i, scan in enumerate(scans)] for name, scans in people.items()
@@ -151,7 +156,7 @@ def calibrate_coverage(
     for row, scans in enumerate(kept.values()):
         shares = torch.stack([coverage(*scan, levels=levels) for scan in scans])
         found.raw[row] = shares.mean(0)
-        found.error[row] = shares.std(0) / len(shares) ** 0.5 if len(shares) > 1 else 0.0
+        found.error[row] = shares.std(0) / len(shares) ** 0.5 if len(shares) > 1 else torch.nan
         found.factors[row] = _factor(scans, levels)
     found.inflation.copy_(found.factors.mean())
     for row, scans in enumerate(kept.values()):

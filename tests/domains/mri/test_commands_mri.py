@@ -317,13 +317,15 @@ def test_train_writes_a_model_that_sample_takes(work, tmp_path):
     for number, name in enumerate("ab"):
         nibabel.save(_head(number), tmp_path / f"{name}.nii")
     words = ("--size", SIZE, "--images", 32, "--validation-images", 8, "--epochs", 2, "--widths", 8, "--blocks", 1)
-    words += ("--precision", "float32", "--licence", "a=CC0", "--checkpoint", "state")
+    words += ("--precision", "float32", "--licence", "a=CC0", "--checkpoint", "state", "--coverage-scans", 1)
     train = ("train", "a.nii", "b.nii", "--hold-out", "b", *words, "-o", "model")
     code, text = _run(tmp_path, *train)
     assert code == 0 and "16 x 16, 4 steps" in text and "on b" in text and "takes two people" in text
     known = metadata(tmp_path / "model")
     assert list(known["training"]) == ["a"] and list(known["held out"]) == ["b"] and known["licence"] == "a: CC0; b: not stated"
     assert known["minutes"] >= 0 and len(known["history"]) == 2
+    covered = metadata(tmp_path / "model" / "coverage")
+    assert covered["people"] == ["b"] and covered["scans_per_person"] == 1 and 0 <= covered["raw"][0][0] <= 1
     readme = (tmp_path / "model" / "README.md").read_text()
     assert "validated on b, of whom no training image was made" in readme and "a: CC0" in readme and "minutes" in readme
     weights = (tmp_path / "model" / "weights.safetensors").read_bytes()

