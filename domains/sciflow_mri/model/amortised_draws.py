@@ -20,7 +20,7 @@ from sciflow.posterior.calls import Calls
 from sciflow.posterior.result import Posterior
 from sciflow.posterior.samplers.langevin_tests import residual_test
 from sciflow.transport import FixedStep, TransportFlow
-from sciflow_mri.model.conditions import condition_of
+from sciflow_mri.model.conditions import DATA_SCALE, SPREAD, condition_of
 
 __all__ = ["draw_amortised", "step_times"]
 
@@ -69,8 +69,8 @@ def draw_amortised(
     began = time.process_time()
     operator, y = acquisition.operator, acquisition.y
     measured = condition_of(operator, y)
-    scale_of_data = getattr(flow.network, "data_scale", 1.0)
-    bound = flow.sampling(stepper=FixedStep(step_times(steps, scale_of_data)))(measured.condition)
+    spread = DATA_SCALE * float(measured.condition["images"][SPREAD].mean())
+    bound = flow.sampling(stepper=FixedStep(step_times(steps, spread)))(measured.condition)
     reference = flow.reference()
     fast = torch.autocast(reference.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
     rows, residuals = [], []
