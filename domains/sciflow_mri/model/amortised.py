@@ -68,11 +68,8 @@ def amortised_from_prior(prior: TransportFlow) -> TransportFlow:
         raise UserError(f"the prior's network is {type(prior.network).__name__}: give a flow of image_flow")
     given = network.recorded_arguments
     options = {name: given[name] for name in ("widths", "blocks", "heads", "patch")}
-    flow = amortised_flow(
-        (prior.event_shape[1], prior.event_shape[2]),
-        data_scale=float(getattr(prior.network, "data_scale", DATA_SCALE)),
-        **options,
-    )
+    size, scale = (prior.event_shape[1], prior.event_shape[2]), float(getattr(prior.network, "data_scale", DATA_SCALE))
+    flow = amortised_flow(size, data_scale=scale, **options)
     assert isinstance(flow.network, FusedVelocity)
     own, first = flow.network.network, network.first
     state = {name: value for name, value in network.state_dict().items() if name != "first.weight"}

@@ -34,8 +34,8 @@ class FusedVelocity(TimeNetwork):
         D = c u + d s / n F(u / n, log(d / s) / 7),    n^2 = d^2 + s^2,  c = d^2 / n^2,
 
     pixel by pixel. m and e are images of the condition (`condition_of`), e not below 0.01. For s known in all pixels alike this
-    is the denoiser of `Preconditioned` at noise s: F may start as that of a prior, which then denoises the damped image. Targets
-    of F are about 1 for every scan and time.
+    is the denoiser of `Preconditioned` at noise s: F may start as that of a prior, which then denoises the damped image. The
+    targets of F are about 1 for every scan and time.
 
     Arguments:
         network: F, which sees the images of the condition too.

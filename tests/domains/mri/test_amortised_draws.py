@@ -115,7 +115,7 @@ def test_training_pairs_or_images_saving_and_loading(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
     sciflow.save(flow, tmp_path / "flow")
     acquisition, _ = scan(0)
-    again = draw_amortised(acquisition, sciflow.load(tmp_path / "flow"), 3, steps=2)
+    again = draw_amortised(acquisition, sciflow.load(tmp_path / "flow", trust="sciflow_mri"), 3, steps=2)
     assert torch.equal(again.x, draw_amortised(acquisition, flow, 3, steps=2).x) and again.x.dtype == torch.float32
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, 16)] * 2, indexing="ij")
     disc = ((y.square() + x.square()) < 0.6).float().expand(4, 2, 16, 16) * torch.rand(4, 1, 16, 16)

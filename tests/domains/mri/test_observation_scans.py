@@ -135,7 +135,8 @@ def test_the_whole_way_from_people_to_a_flag(prior) -> None:
 def test_maps_of_other_coils_fail(prior) -> None:
     """Coils in another order: most of the calibration energy is unexplained."""
     good = acquisition(0)
-    share, change = sensitivity_tests(good, prior, rows=3)
+    share, change, half = sensitivity_tests(good, prior, rows=3)
+    assert change.severity == "fail" and half.severity == "warn"
     assert share.outcome == "passed" and change.value > 0
     swapped = with_maps(good, good.maps[[1, 0, 3, 2, 5, 4]])
     assert sensitivity_tests(swapped, prior, rows=3)[0].outcome == "failed"
