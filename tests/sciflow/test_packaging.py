@@ -41,7 +41,11 @@ def _imports(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("sciflow", ["interop", "diagnostics", "plots", "dask"]), ("domains/sciflow_physics", ["physics"])],
+    [
+        ("sciflow", ["interop", "diagnostics", "plots", "dask"]),
+        ("domains/sciflow_physics", ["physics"]),
+        ("domains/sciflow_mri", ["mri", "dask"]),
+    ],
 )
 def test_every_import_is_a_declared_dependency(folder, extras):
     optional = PROJECT["optional-dependencies"]
@@ -187,7 +191,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel):
         assert name in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"sciflow", "sciflow_physics", f"sciflow-{sciflow.__version__}.dist-info"}
+    assert tops == {"sciflow", "sciflow_mri", "sciflow_physics", f"sciflow-{sciflow.__version__}.dist-info"}
     sources = {file for folder in ("sciflow", "domains") for file in (ROOT / folder).rglob("*") if file.is_file()}
     expected = {file for file in sources if "__pycache__" not in file.parts and ".egg-info" not in str(file)}
     inside = {str(file.relative_to(ROOT)).removeprefix("domains/") for file in expected}
@@ -202,6 +206,7 @@ def test_the_wheel_answers_outside_the_checkout(installed, tmp_path):
     assert "not available" not in _run([str(installed / "sciflow"), "domains"], tmp_path)
     assert "uproot_hzz" in _run([str(installed / "sciflow"), "data", "list"], tmp_path)
     assert "apply" in _run([str(installed / "sciflow"), "physics", "--help"], tmp_path)
+    assert "prepare" in _run([str(installed / "sciflow"), "mri", "--help"], tmp_path)
 
 
 @pytest.mark.wheel

@@ -26,7 +26,7 @@ _CHUNK = 16
 # Chosen on simulated scans of the validation person: finer last levels make cleaner draws and slower chains. The noise of a
 # scan is an estimate, 10 to 25 % too large at 64 x 64, where heads leave little air.
 _SETTINGS: dict[str, Any] = {
-    "coarse": 20, "levels": ((0.4, 2), (0.2, 2), (0.12, 3), (0.07, 15)), "thin": 4, "noise_error": 0.4,
+    "coarse": 20, "levels": ((0.4, 2), (0.2, 2), (0.12, 3), (0.07, 15)), "thin": 4, "noise_error": 0.3,
 }  # fmt: skip
 
 
