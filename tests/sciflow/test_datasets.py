@@ -87,6 +87,7 @@ def test_the_registry_agrees_with_the_files_at_hand(science_data, monkeypatch):
     assert {result.status for result in results} <= {"ok", "absent", "unpinned"}
     assert [result.name for result in results if result.status == "ok"] == [
         "zee_run2011a_early", "zmumu_run2011a", "uproot_zmumu", "uproot_hzz", "zee_simulation",
+        "mri_ch2", "mri_s1", "mri_otsu",
     ]  # fmt: skip
     sizes = {r.name: r.path.stat().st_size for r in results if r.path}
     assert sizes == {name: datasets.entry(name).size for name in sizes}

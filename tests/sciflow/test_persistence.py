@@ -162,7 +162,7 @@ def test_config_readme_and_fingerprint(tmp_path) -> None:
     rows = ("| parameters | 1,234 |", "| licence | CC0-1.0 |", "| auc.after | 0.512 |", "| data | Zee \\| 2011 |")
     for piece in ("Corrects showers.", digest, *rows):
         assert piece in text
-    assert "history" not in text and f"trust=('{TRUST[0]}',)" in text
+    assert "history" not in text and f'trust=("{TRUST[0]}",)' in text
     assert metadata(folder)["auc"]["after"] == 0.512 and metadata(folder)["history"] == list(range(99))
     assert "| licence | not stated |" in (save(Shift(), tmp_path / "b") / "README.md").read_text()
     again = save(model, tmp_path / "c", readme="Corrects showers.", metadata=facts)
