@@ -2,6 +2,7 @@
 
 from sciflow.networks.autoencoder import Autoencoder, DenseAutoencoder, PrincipalComponents
 from sciflow.networks.default import default_network
+from sciflow.networks.image_conditioned import ImageConditionedUNet
 from sciflow.networks.masked import MaskedMLP
 from sciflow.networks.mlp import MLP, Constant
 from sciflow.networks.residual import ResidualMLP
@@ -14,6 +15,7 @@ __all__ = [
     "Autoencoder",
     "Constant",
     "DenseAutoencoder",
+    "ImageConditionedUNet",
     "MaskedMLP",
     "PrincipalComponents",
     "ResidualMLP",
