@@ -11,49 +11,7 @@ from sciflow.errors import UserError
 from sciflow_mri.physics.fourier import need_complex, to_image, to_kspace
 from sciflow_mri.physics.maps import calibration_data
 
-__all__ = ["covariance", "line_variance", "mismatch", "prewhiten", "thermal_sigma"]
-
-
-def covariance(noise: Tensor) -> Tensor:
-    r"""The covariance (coil, coil) of noise-only samples n (coil, sample), of real and imaginary part each:
-
-        C = sum_s n_s n_s' / (2 samples),  complex Hermitian;  the variance of Re n_c, and of Im n_c, is C[c, c].
-
-    Raises `UserError` if there are fewer samples than 2 per coil, if they are not finite, or if a coil has no noise.
-
-    >>> covariance(torch.tensor([[1.0, -1.0], [1.0j, 1.0j]], dtype=torch.complex64)).real
-    tensor([[0.5000, 0.0000],
-            [0.0000, 0.5000]])
-    """
-    if need_complex("noise", noise).dim() != 2 or noise.shape[1] < noise.shape[0]:
-        raise UserError(f"noise samples have shape {tuple(noise.shape)}, expected (coil, sample) with more samples than coils")
-    if not bool(noise.isfinite().all()) or bool((noise == 0).all(1).any()):
-        raise UserError("noise samples are not finite, or zero for a whole coil: leave such coils and samples out")
-    return noise @ noise.mH / (2 * noise.shape[1])
-
-
-def prewhiten(kspace: Tensor, covariance: Tensor) -> Tensor:
-    """L^-1 k with C = L L' (Cholesky), for k-space (coil, ...): its noise is independent between coils, and real and imaginary
-    part of each entry have variance 1.
-
-    Raises `UserError` if C (coil, coil) is not positive definite, `ValueError` with both shapes if it does not fit.
-
-    >>> prewhiten(torch.full((1, 2, 2), 6.0 + 0j), torch.full((1, 1), 9.0 + 0j)).flatten()
-    tensor([2.+0.j, 2.+0.j, 2.+0.j, 2.+0.j])
-    """
-    coils = len(need_complex("k-space", kspace))
-    if covariance.shape != (coils, coils):
-        raise ValueError(
-            f"the covariance has shape {tuple(covariance.shape)} and k-space {tuple(kspace.shape)}, expected (coil, coil)"
-        )
-    factor, info = torch.linalg.cholesky_ex(covariance.to(torch.complex128))
-    if bool(info) or not bool(factor.isfinite().all()):
-        raise UserError(
-            "the noise covariance is not positive definite: coils are copies of each other, or noise samples are too few; "
-            "leave coils out or compress them"
-        )
-    flat = kspace.flatten(1).to(torch.complex128)
-    return torch.linalg.solve_triangular(factor, flat, upper=False).reshape(kspace.shape).to(kspace.dtype)
+__all__ = ["line_variance", "mismatch", "thermal_sigma"]
 
 
 def thermal_sigma(kspace: Tensor, mask: Tensor, calibration: Sequence[int] | None = None, *, fraction: float = 0.1) -> Tensor:

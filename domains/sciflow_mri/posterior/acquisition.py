@@ -92,8 +92,8 @@ def acquire(
     2. Noise: from noise samples where the scan was prewhitened with them (then 1), else from the quietest measured entries; and
        on each line what the maps do not explain (`line_variance`).
     3. Scale: the 95th percentile of the magnitude of the damped least-squares image, times 1 + 0.02 R for what undersampling
-       takes from it: on simulated scans at R = 2 to 8, 64 and 128 points a side, that of the true image is within 3 % on
-       average, with a scatter of 1 to 7 %. Priors have theirs at about 1.
+       takes from it: on simulated scans of heads at R = 2 to 8 that of the true image is then within 5 % of 1 on average.
+       Priors have theirs at about 1.
 
     Arguments:
         sigma: standard deviation of the noise, of real and imaginary part each, instead of the estimate.

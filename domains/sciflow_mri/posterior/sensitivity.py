@@ -79,9 +79,8 @@ def sensitivity_tests(
     Arguments:
         prior: the flow over (2, y, x).
         std: posterior standard deviation of the magnitude (y, x) in units of the prior, instead of that of the rough draws.
-        limit: of the change. On four simulated scans (8 coils, 4 and 8 calibration lines) it was .4 to .9, with two maps
-            exchanged 1.7 to 2.7, with all in another order 2.6 to 4.4.
-        unexplained: of the share. It was below .08 on 300 simulated scans, .37 to .49 with two maps exchanged.
+        limit: of the change. It depends on the prior and on the coils; 1.5 was set after seeing four simulated scans.
+        unexplained: of the share. Maps of other coils are far above it (`tests/domains/mri/test_shipped_prior.py`).
 
     Raises `UserError` as `sensitivity_maps`, and for a prior of another size.
     """

@@ -36,7 +36,7 @@ class AnnealedLangevin(Sampler):
 
     Draws are those of p_s at the last level: the posterior in the limit of many moves and s -> 0. Each is a run of its own.
     Separate modes are chosen on the coarse levels, where the dynamics is not that of the posterior: their masses are
-    approximate (off by 0.07 to 0.34 in total variation on mixtures of ten modes in four dimensions), which no test sees.
+    approximate (off by 0.16 in total variation on a mixture of ten modes in four dimensions), which no test sees.
     The first `chains` of them go on for `states` times `thin` moves more, of which every `thin`-th state is kept only to be
     compared: R-hat and effective sizes say whether the last level has been reached.
 

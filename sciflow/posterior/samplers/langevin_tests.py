@@ -37,7 +37,11 @@ def mixing_tests(states: Tensor | None) -> list[Test]:
     """R-hat and effective size of chains (chains, states, *event) at the last level, over at most 256 features.
 
     Of many features the worst R-hat is large by chance, so its 95th percentile is looked at: it warns above 1.2 and fails above
-    1.5. Independent chains of 50 states have 1.06.
+    1.5. Four independent chains of 50 states have about 1.03:
+
+    >>> states = torch.randn(4, 50, 256, generator=torch.Generator().manual_seed(0))
+    >>> mixing_tests(states)[0].value < 1.04
+    True
     """
     if states is None:
         text = "no states beyond the draws: states > 0 says whether the last level has been reached"
