@@ -20,7 +20,10 @@ from torch import Tensor
 
 from sciflow.errors import UserError
 
-__all__ = ["CASES", "SEEDS", "Case", "Reference", "normalised", "reference", "scan", "scan_file", "scan_sha256"]
+__all__ = [
+    "CASES", "SEEDS", "Case", "Reference", "normalised", "rank_correlation", "reference", "scan", "scan_file", "scan_sha256",
+    "self_consistent",
+]  # fmt: skip
 
 SEEDS = (0, 1, 2, 3, 4)
 SHAPE, CENTRE = (230, 180, 8), (116, 89)  # as the header says; where the zero frequency is
@@ -92,3 +95,18 @@ def normalised(kspace: Tensor, maps: Tensor, mask: Tensor) -> tuple[Tensor, floa
     image = (maps.conj() * to_image(measured)).sum(0).abs()
     scale = float(torch.quantile(image.flatten(), 0.95))
     return measured / scale, scale
+
+
+def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Spearman's, of values without ties."""
+    ranks = [np.argsort(np.argsort(value)) for value in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def self_consistent(inside: NDArray[np.floating]) -> float:
+    """The rank correlation if a draw were the truth: mean over the draws, each against the others."""
+    found = []
+    for k in range(min(len(inside), 16)):
+        others = np.delete(inside, k, 0)
+        found.append(rank_correlation(others.std(0), np.abs(others.mean(0) - inside[k])))
+    return float(np.mean(found))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from mri_baselines import FOUR, baseline
-from mri_cases import CASES, SEEDS, Case, Reference, reference, scan
+from mri_cases import CASES, SEEDS, Case, Reference, rank_correlation, reference, scan, self_consistent
 from sciflow_mri.data import make_scan
 from sciflow_mri.metrics import match_scale, psnr, ssim
 from sciflow_mri.posterior.acquisition import acquire
@@ -55,24 +55,10 @@ def judged(case: Case, seed: int, prior: Any, draws: int, truth: Reference) -> R
     coverage = [float(((truth.truth[support] >= low) & (truth.truth[support] <= high)).mean()) for low, high in ends]
     return {
         "psnr": psnr(mean, truth.truth, support), "ssim": ssim(mean, truth.truth, support), "coverage": coverage,
-        "rank correlation": _rank_correlation(inside.std(0), error), "self-consistent": _self_consistent(inside),
+        "rank correlation": rank_correlation(inside.std(0), error), "self-consistent": self_consistent(inside),
         "residual": float(found.traces["residual"].mean()), "seconds": seconds / draws, "draws": draws,
         "sigma": float(acquisition.sigma.mean()),
     }  # fmt: skip
-
-
-def _rank_correlation(a: Any, b: Any) -> float:
-    ranks = [np.argsort(np.argsort(value)) for value in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _self_consistent(inside: Any) -> float:
-    """The rank correlation if a draw were the truth: mean over the draws, each against the others."""
-    found = []
-    for k in range(min(len(inside), 16)):
-        others = np.delete(inside, k, 0)
-        found.append(_rank_correlation(others.std(0), np.abs(others.mean(0) - inside[k])))
-    return float(np.mean(found))
 
 
 def table(numbers: dict[str, dict[str, Row]], model: str) -> str:

@@ -58,7 +58,7 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after the epoch that reaches this.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
-@click.option("--widths", default="64,128,192", show_default=True, help="Channels of the U-Net's levels.")
+@click.option("--widths", default="48,96,192", show_default=True, help="Channels of the U-Net's levels.")
 @click.option("--blocks", type=click.IntRange(1), default=2, show_default=True, help="Of each level.")
 @click.option(
     "--patch", type=click.IntRange(1), default=2, show_default=True, help="Pixels a side that become one; 4 above 100."
@@ -70,6 +70,7 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
     "--coverage-scans", type=click.IntRange(0), default=8, show_default=True,
     help="Simulated scans of each held-out person on which the coverage of intervals is measured; 0 for none.",
 )  # fmt: skip
+@click.option("--start", type=FILE, help="Model folder whose weights the training begins with: its network, not --widths.")
 @click.option("--licence", "licences", multiple=True, metavar="NAME=TEXT", help="Of a volume's data; repeatable.")
 @click.option("--checkpoint", type=OUTPUT, help="Folder for the state of the training: repeated, the command goes on from it.")
 @_DEVICE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def train_model(
     volumes: tuple[Path, ...], output: Path, *, hold_out: tuple[str, ...], size: int, images: int, validation_images: int,
     epochs: int, minutes: float | None, batch_size: int, learning_rate: float, widths: str, blocks: int, patch: int,
     precision: str, half: bool, clip: bool, coverage_scans: int,
-    licences: tuple[str, ...], checkpoint: Path | None, device: str | None, seed: int,
+    licences: tuple[str, ...], start: Path | None, checkpoint: Path | None, device: str | None, seed: int,
 ) -> str:  # fmt: skip
     """Train, save, and return one line on it."""
     _refuse_target(output)
@@ -47,6 +48,7 @@ def train_model(
     channels = _numbers(widths)
     if device is not None:
         checked_device(device)
+    flow, origin = (None, {}) if start is None else _started(start, size, hold_out)
     heads = {name: read_volume(path, clip=clip) for name, path in people.items()}
     spacing: dict[str, Any] = {name: tuple(head.attrs["voxel_size_mm"]) for name, head in heads.items()}
     torch.manual_seed(seed)  # of the first weights
@@ -56,7 +58,8 @@ def train_model(
         )
         for names, count, number in ((own, images, seed), (list(hold_out), validation_images, seed + 1))
     )
-    flow = image_flow(size, widths=channels, blocks=blocks, patch=patch, data_scale=float(training.std()))
+    if flow is None:
+        flow = image_flow(size, widths=channels, blocks=blocks, patch=patch, data_scale=float(training.std()))
     began = time.monotonic()
     trained = train_prior(
         training, validation, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, flow=flow,
@@ -72,7 +75,7 @@ def train_model(
         "minutes": round(fit.seconds / 60, 2), "steps": fit.steps, "epochs": len(fit.history), "best epoch": fit.best_epoch,
         "validation loss": fit.best_validation_loss, "images": images, "batch size": batch_size, "seed": seed,
         "learning rate": learning_rate, "precision": precision,
-        "history": [[entry["loss"], entry["validation_loss"]] for entry in fit.history],
+        "history": [[entry["loss"], entry["validation_loss"]] for entry in fit.history], **origin,
     }  # fmt: skip
     for name in (OBSERVATION, COVERAGE):  # of the older model that is replaced
         if (output / name / "config.json").is_file():
@@ -86,6 +89,28 @@ def train_model(
         "" if fit.best_validation_loss is None else f", validation loss {fit.best_validation_loss:.4g} on {', '.join(hold_out)}"
     )
     return f"{output}: {size} x {size}, {fit.steps} steps in {(time.monotonic() - began) / 60:.1f} min{loss}{looked}"
+
+
+def _started(folder: Path, size: int, held: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The flow of an older model that has not seen whoever is held out, and a record of it."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--start {folder}: no model folder (one has a config.json)")
+    flow = sciflow.load(folder)
+    shape = tuple(getattr(flow, "event_shape", ()))
+    if shape != (2, size, size) or not hasattr(getattr(flow, "network", None), "data_scale"):
+        raise UserError(f"--start {folder}: is a {type(flow).__name__} over {shape}, not a prior over (2, {size}, {size})")
+    record = sciflow.persistence.metadata(folder)
+    seen = _seen(record)
+    if seen & set(held) or not seen:
+        who = f"has seen {', '.join(sorted(seen & set(held)))}, who is held out" if seen else "does not say whom it has seen"
+        raise UserError(f"--start {folder}: {who}: begin with another model, or hold out somebody else")
+    return flow, {"begun with": {"model": folder.name, "sha256": sciflow.persistence.fingerprint(flow), **record}}
+
+
+def _seen(record: dict[str, Any]) -> set[str]:
+    """Whom a model has been trained on, and those before it that it began with."""
+    before = record.get("begun with")
+    return set(record.get("training", ())) | (_seen(before) if isinstance(before, dict) else set())
 
 
 def _observation(flow: Any, people: dict[str, Any], size: int, output: Path, seed: int) -> str:
@@ -144,7 +169,7 @@ def _licences(licences: tuple[str, ...], people: dict[str, Path]) -> dict[str, s
 def _numbers(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UserError(f"--widths {text}: positive integers separated by commas are needed, for example 64,128,192")
+        raise UserError(f"--widths {text}: positive integers separated by commas are needed, for example 48,96,192")
     return tuple(int(word) for word in words)
 
 

@@ -3,7 +3,15 @@
 from sciflow.transport.times.base import TimeDensity, TimePrior, Uniform
 from sciflow.transport.times.importance import Importance, Stratified
 from sciflow.transport.times.priors import LogitNormal, LogUniformNoise, PowerLaw, UShaped
-from sciflow.transport.times.weightings import EndpointError, LikelihoodWeight, MinSNR, NoiseError, NoisePower, Weighting
+from sciflow.transport.times.weightings import (
+    EndpointError,
+    LikelihoodWeight,
+    MinSNR,
+    NetworkError,
+    NoiseError,
+    NoisePower,
+    Weighting,
+)
 
 __all__ = [
     "EndpointError",
@@ -12,6 +20,7 @@ __all__ = [
     "LogUniformNoise",
     "LogitNormal",
     "MinSNR",
+    "NetworkError",
     "NoiseError",
     "NoisePower",
     "PowerLaw",

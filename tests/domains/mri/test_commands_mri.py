@@ -277,6 +277,7 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing_half_written(work, verb, 
         (("train", "a.nii", "b.nii", "--hold-out", "a", "--widths", "8;9", "-o", "m"), "--widths 8;9: positive integers"),
         (("train", "a.nii", "b.nii", "--hold-out", "a", "--licence", "c=free", "-o", "m"), "--licence c=free: say NAME=TEXT"),
         (("train", "a.nii", "b.nii", "--hold-out", "a", "-o", "x/y/m"), "x/y does not exist"),
+        (("train", "a.nii", "b.nii", "--hold-out", "a", "--start", "x", "-o", "m"), "--start x: no model folder"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(work, words, message):
@@ -333,6 +334,17 @@ def test_train_writes_a_model_that_sample_takes(work, tmp_path):
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == weights
     code, text = _run(work, "sample", "one.nc", "--prior", tmp_path / "model", "-n", 4, "--precision", "float32", "-o", "own")
     assert code == 0, text
+    again = ("train", "a.nii", "b.nii", "--hold-out", "b", "--size", SIZE, "--images", 16, "--validation-images", 8)
+    again += ("--epochs", 1, "--precision", "float32", "--coverage-scans", 0, "--start", "model", "-o", "later")
+    code, text = _run(tmp_path, *again)
+    begun = metadata(tmp_path / "later")["begun with"]
+    assert code == 0 and begun["model"] == "model" and begun["history"] == known["history"], text
+    first, later = (sciflow.load(tmp_path / name).state_dict() for name in ("model", "later"))
+    assert list(first) == list(later) and not all(torch.equal(first[name], later[name]) for name in first)
+    code, text = _run(tmp_path, *("a" if word == "b" else word for word in again))
+    assert code == 2 and "--start model: has seen a, who is held out" in text
+    code, text = _run(tmp_path, *again, "--size", 32)
+    assert code == 2 and "not a prior over (2, 32, 32)" in text
 
 
 def test_shipped_priors_are_listed(tmp_path, monkeypatch):

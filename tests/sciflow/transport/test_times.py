@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sciflow.errors import UserError
+from sciflow.networks.time_network import TimeNetwork
 from sciflow.training import Batch
 from sciflow.transport.flow import TransportFlow
 from sciflow.transport.heads import Endpoint
@@ -16,6 +17,7 @@ from sciflow.transport.objectives.likelihood_weighting import LikelihoodFlowMatc
 from sciflow.transport.objectives.weighted import WeightedFlowMatching
 from sciflow.transport.paths.base import AffinePath
 from sciflow.transport.paths.linear import Linear
+from sciflow.transport.preconditioned import Preconditioned
 from sciflow.transport.times import (
     EndpointError,
     Importance,
@@ -23,6 +25,7 @@ from sciflow.transport.times import (
     LogitNormal,
     LogUniformNoise,
     MinSNR,
+    NetworkError,
     NoiseError,
     NoisePower,
     PowerLaw,
@@ -81,7 +84,7 @@ def test_bad_arguments_are_refused() -> None:
     for bad in (
         lambda: LogitNormal(scale=0), lambda: PowerLaw(-1.0), lambda: UShaped(0), lambda: LogUniformNoise(1.0),
         lambda: Importance(Uniform(), share=2), lambda: Importance(LogitNormal(), share=0), lambda: MinSNR(0),
-        lambda: NoisePower(floor=0), lambda: LikelihoodWeight(floor=0),
+        lambda: NoisePower(floor=0), lambda: LikelihoodWeight(floor=0), lambda: NetworkError(0),
     ):  # fmt: skip
         with pytest.raises(UserError):
             bad()
@@ -98,6 +101,25 @@ def test_weights_of_endpoint_and_noise_are_those_of_the_conversions(path: Affine
     snr = (a / s) ** 2
     torch.testing.assert_close(MinSNR(5.0)(t, path), snr.clamp(max=5) * EndpointError()(t, path))
     torch.testing.assert_close(NoisePower(2.0)(t, path), s.clamp_min(0.05) ** -2)
+
+
+@pytest.mark.parametrize("path", [Linear(), _Cosine()], ids=repr)
+def test_the_weight_of_the_network_is_that_of_its_preconditioning(path: AffinePath) -> None:
+    """Errors of F inside `Preconditioned` and errors of its velocity, with two networks that differ by a constant."""
+
+    class Constant(TimeNetwork):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value, self.event_shape, self.context, self.channels = value, torch.Size([3]), 0, 1
+
+        def forward(self, x, t, context=None, mask=None, s=None):  # type: ignore[no-untyped-def]
+            return torch.full_like(x, self.value).unsqueeze(1)
+
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, other = (Preconditioned(Constant(value), 0.35, path=path)(x, t) for value in (0.0, 0.5))
+    error = NetworkError(0.35)(t, path) * (one - other).square().flatten(1).sum(1)
+    torch.testing.assert_close(error, torch.full_like(t, 3 * 0.25))
 
 
 @pytest.mark.parametrize("path", [Linear(), _Cosine()], ids=repr)
