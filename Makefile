@@ -77,7 +77,7 @@ test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	@for script in $(filter-out $(addprefix benchmarks/,timing.py moons.py code_lines.py zee_closure.py methods.py few_step.py few_step_rows.py digit_bits.py sbibm_tasks.py sbibm_peer.py solver_candidates.py model_comparison.py closed_form_posteriors.py diagnostics_power.py evidence.py mri_anomalies.py mri_baselines.py mri_cases.py mri_out_of_distribution.py mri_posterior.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out $(addprefix benchmarks/,timing.py moons.py code_lines.py zee_closure.py methods.py few_step.py few_step_rows.py digit_bits.py sbibm_tasks.py sbibm_peer.py solver_candidates.py model_comparison.py closed_form_posteriors.py diagnostics_power.py evidence.py mri_anomalies.py mri_baselines.py mri_calibration.py mri_cases.py mri_methods.py mri_out_of_distribution.py mri_people.py mri_posterior.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

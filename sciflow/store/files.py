@@ -37,7 +37,7 @@ def to_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
         with replacing(path) as beside:
             beside.write_bytes(tree.map_over_datasets(_split).to_netcdf(None, engine="h5netcdf"))
     except OSError as error:
-        raise UserError(f"{path}: the draws cannot be written: {reason(error)}") from error
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
     return path
 
 

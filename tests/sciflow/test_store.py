@@ -701,5 +701,5 @@ print("alive")
     path = tmp_path / "draws.nc"
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
-    assert "draws cannot be written: File too large" in done.stdout and done.stdout.endswith("alive\n")
+    assert "draws.nc: cannot be written: File too large" in done.stdout and done.stdout.endswith("alive\n")
     assert not list(tmp_path.iterdir())

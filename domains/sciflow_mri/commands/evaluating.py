@@ -22,6 +22,7 @@ from sciflow_mri.report.writing import EVALUATION, TRUTH, VOLUME, write_picture
 __all__ = ["compare", "evaluate_result", "written"]
 
 _SHOWN = {"PSNR": "{:.2f} dB", "SSIM": "{:.3f}", "PSNR zero-filled": "{:.2f} dB"}  # in the picture
+_OTHER = 0.1  # share of the energy of the measured data that the coils of the truth may leave unexplained
 
 
 def evaluate_result(result: Path, truth: Path, choices: dict[str, Any]) -> list[str]:
@@ -38,7 +39,30 @@ def compare(tree: xr.DataTree, full: xr.Dataset, label: str) -> Evaluation:
     """The figures of a result, given the full scan; larger k-space is cropped to the result's as that was."""
     full = _cropped(tree["images"], full, label)
     slice = int(tree.attrs.get("slice", 0)) if full.sizes["slice"] > 1 else 0
+    if 0 <= slice < full.sizes["slice"] and "observed_data" in tree.children:
+        _refuse_another(tree["observed_data"], full, slice, label)
     return evaluate(tree["images"], reference(full, slice))
+
+
+def _refuse_another(observed: Any, full: xr.Dataset, slice: int, label: str) -> None:
+    """Coils may have been whitened or compressed since, so that what counts is how much of the data they span."""
+    where = np.broadcast_to(observed["mask"].values if observed["mask"].ndim == 2 else observed["mask"].values[:, None],
+                            observed["kspace"].shape[1:])  # fmt: skip
+    given = observed["kspace"].values[:, where].astype(complex).T
+
+    def unexplained(number: int) -> float:
+        coils = full["kspace"].values[number][:, where].astype(complex).T
+        gap = given - coils @ np.linalg.lstsq(coils, given, rcond=None)[0]
+        return float(np.square(np.abs(gap)).sum() / np.square(np.abs(given)).sum())
+
+    shares = [unexplained(number) for number in range(full.sizes["slice"])]
+    best = int(np.argmin(shares))
+    if shares[slice] > _OTHER or shares[best] < shares[slice] / 4:
+        advice = f"slice {best} does: choose it (--slices {best})" if best != slice else "is it another scan?"
+        raise UserError(
+            f"{label}: slice {slice} leaves {100 * shares[slice]:.2g} % of the result's measured data unexplained, the truth "
+            f"would leave noise; {advice if shares[best] <= _OTHER else 'is it another scan?'}"
+        )
 
 
 def _cropped(images: Any, full: xr.Dataset, label: str) -> xr.Dataset:

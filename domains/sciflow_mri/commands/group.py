@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sciflow_mri.commands.options import FILE, OUTPUT, raw_options, scan_choices, tests_options
 
 __all__ = ["mri"]
 
 _DEVICE = click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: cpu]")
+_POSTERIORS = ("acceleration", "calibration", "coupling")
 _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 
 
@@ -51,6 +53,10 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
 @click.argument("volumes", type=FILE, nargs=-1, required=True)
 @click.option("--output", "-o", type=OUTPUT, required=True, help="Model folder to write; an older one is replaced.")
 @click.option("--hold-out", multiple=True, required=True, metavar="NAME", help="Person (file name) to validate on; repeatable.")
+@click.option(
+    "--kind", type=click.Choice(["prior", "null-space", "amortised"]), default="prior", show_default=True,
+    help="A prior for any scan; a normalising flow over the unmeasured lines; or a flow given the scan, for any mask of lines.",
+)  # fmt: skip
 @click.option("--size", type=click.IntRange(8), default=64, show_default=True, help="Images of SIZE x SIZE.")
 @click.option("--images", type=click.IntRange(1), default=4096, show_default=True, help="Training images, made once.")
 @click.option("--validation-images", type=click.IntRange(1), default=256, show_default=True)
@@ -58,7 +64,7 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after the epoch that reaches this.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
-@click.option("--widths", default="48,96,192", show_default=True, help="Channels of the U-Net's levels.")
+@click.option("--widths", default="64,128,192", show_default=True, help="Channels of the U-Net's levels.")
 @click.option("--blocks", type=click.IntRange(1), default=2, show_default=True, help="Of each level.")
 @click.option(
     "--patch", type=click.IntRange(1), default=2, show_default=True, help="Pixels a side that become one; 4 above 100."
@@ -70,28 +76,49 @@ def prepare(scan: Path, output: Path, **options: Any) -> None:
     "--coverage-scans", type=click.IntRange(0), default=8, show_default=True,
     help="Simulated scans of each held-out person on which the coverage of intervals is measured; 0 for none.",
 )  # fmt: skip
-@click.option("--start", type=FILE, help="Model folder whose weights the training begins with: its network, not --widths.")
+@click.option("--start", type=FILE, help="Prior whose weights a prior or an amortised posterior begins with.")
 @click.option("--licence", "licences", multiple=True, metavar="NAME=TEXT", help="Of a volume's data; repeatable.")
 @click.option("--checkpoint", type=OUTPUT, help="Folder for the state of the training: repeated, the command goes on from it.")
+@click.option(
+    "--acceleration", type=click.FloatRange(1, min_open=True), default=4.0, show_default=True, help="Null-space: of its masks."
+)
+@click.option("--calibration-lines", "calibration", type=click.IntRange(2), default=8, show_default=True, help="Null-space.")
+@click.option("--coupling", type=click.Choice(["affine", "spline"]), default="affine", show_default=True, help="Null-space.")
 @_DEVICE
 @_SEED
-def train(volumes: tuple[Path, ...], output: Path, **options: Any) -> None:
-    """Train a prior from magnitude heads (NIfTI files, DICOM folders), one per person.
+@click.pass_context
+def train(context: click.Context, volumes: tuple[Path, ...], output: Path, kind: str, **options: Any) -> None:
+    """Train a prior or a learned posterior from magnitude heads (NIfTI files, DICOM folders), one per person.
 
     Whoever is held out is in no training image. The folder has the weights and a README with data, licences, minutes, figures.
 
     \b
     sciflow mri train a.nii.gz b.nii.gz c.nii.gz --hold-out c --size 64 --checkpoint state -o prior
+    sciflow mri train a.nii.gz b.nii.gz c.nii.gz --hold-out c --kind null-space --acceleration 4 -o lines4
+    sciflow mri train a.nii.gz b.nii.gz c.nii.gz --hold-out c --kind amortised --start prior -o posterior
     """
-    from sciflow_mri.commands.training import train_model
+    if kind == "prior":
+        from sciflow_mri.commands.training import train_model
 
-    click.echo(train_model(volumes, output, **options))
+        for name in _POSTERIORS:
+            options.pop(name)
+        click.echo(train_model(volumes, output, **options))
+        return
+    from sciflow_mri.commands.training_posteriors import train_posterior
+
+    for name in ("widths", "blocks", "learning_rate", "batch_size"):  # each kind has defaults of its own
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            options[name] = None
+    click.echo(train_posterior(kind, volumes, output, **options))
 
 
 @mri.command()
 @click.argument("scan", type=FILE)
 @click.option("--output", "-o", type=OUTPUT, required=True, help="Folder for the results.")
-@click.option("--prior", metavar="FOLDER|SIZE", help="Model folder, or size of a shipped prior.  [default: the scan's size]")
+@click.option(
+    "--prior", metavar="FOLDER|SIZE",
+    help="Model folder of any kind, or size of a shipped prior.  [default: the scan's size]",
+)  # fmt: skip
 @click.option("--slice", "number", type=click.IntRange(0), help="Slice to reconstruct.  [default: the only one]")
 @click.option("--volume", is_flag=True, help="All slices, each kept as soon as it is done; repeated, the command goes on.")
 @click.option("--draws", "-n", type=click.IntRange(1), default=32, show_default=True, help="Of each slice.")

@@ -1,4 +1,4 @@
-"""From --prior to a prior, and to what looks at the measurement for it."""
+"""From --prior to a model of any kind, and to what looks at the measurement for it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ OBSERVATION, COVERAGE = "observation", "coverage"
 
 
 class Prior(NamedTuple):
-    """A flow over (2, y, x), its look at acquisitions (None if it has none), and what messages call it."""
+    """A flow over (2, y, x) or a learned posterior, its look at acquisitions (None if it has none), what messages call it, and
+    further settings of its sampler."""
 
     flow: Any
     look: Any
     name: str
+    settings: dict[str, Any]
 
 
 def prior_of(word: str | None, scan: Any, device: str | None) -> Prior:
-    """The prior in a folder, the shipped one of a size, or without a word the shipped one of the scan's size.
+    """The model in a folder (of any of the `KINDS`), the shipped prior of a size, or without a word that of the scan's size.
 
-    Raises `UserError` if there is none, if it is something else than a flow over images, or if it does not fit the scan.
+    Raises `UserError` if there is none, if it is no model of images, or if it does not fit the scan or its mask.
     """
     import torch
 
     import sciflow
-    from sciflow.transport import TransportFlow
+    from sciflow_mri.data.scan import label_of
+    from sciflow_mri.model.null_space.scans import refuse_mask
     from sciflow_mri.model.shipped import model_folder
+    from sciflow_mri.posterior.kinds import image_shape, kind_of
     from sciflow_mri.posterior.reconstruction import checked_device
 
     size = (scan.sizes["ky"], scan.sizes["kx"])
@@ -48,16 +52,22 @@ def prior_of(word: str | None, scan: Any, device: str | None) -> Prior:
     else:
         folder = model_folder(size[0] if word is None else int(word))
     with torch.random.fork_rng(devices=[]):
-        flow = sciflow.load(folder, device=device)
-    shape = tuple(getattr(flow, "event_shape", ()))
-    if not isinstance(flow, TransportFlow) or len(shape) != 3 or shape[0] != 2:
+        flow = sciflow.load(folder, device=device, trust=("sciflow_mri",))
+    shape, kind = image_shape(flow), kind_of(flow)
+    if kind is None:
         raise UserError(f"{folder}: is a {type(flow).__name__} over {shape}, no prior over images (2, y, x)")
     if shape[1:] != size:
         raise UserError(
             f"the images have {size[0]} x {size[1]} points, the prior {folder} {shape[1]} x {shape[2]}: crop the scan "
             f"(--size {shape[1]}), or give a prior of its size"
         )
-    return Prior(flow, _look(folder, flow, device), str(folder))
+    if kind == "prior":
+        return Prior(flow, _look(folder, flow, device), str(folder), {})
+    if scan["mask"].ndim != 1:
+        raise UserError(f"{label_of(scan)}: the mask has points, models of kind {kind} take masks of lines: use a prior")
+    if kind == "null-space":
+        refuse_mask(torch.from_numpy(scan["mask"].values), flow, label_of(scan))
+    return Prior(flow, None, str(folder), {"calibration": _coverage(folder)})
 
 
 def _look(folder: Path, flow: Any, device: str | None) -> Any:
@@ -71,7 +81,16 @@ def _look(folder: Path, flow: Any, device: str | None) -> Any:
     from sciflow_mri.posterior.sensitivity import sensitivity_tests
 
     others: list[Any] = [partial(sensitivity_tests, prior=flow)]
-    if (folder / COVERAGE / "config.json").is_file():
-        known = sciflow.load(folder / COVERAGE, trust=("sciflow_mri",)).tests()
+    if known := _coverage(folder):
         others.append(lambda acquisition: known)
     return observation_look(sciflow.load(folder / OBSERVATION, trust=("sciflow_mri",)), flow, *others)
+
+
+def _coverage(folder: Path) -> list[Any]:
+    """Tests of how intervals cover, of simulated scans after the training; none if that was not measured."""
+    if not (folder / COVERAGE / "config.json").is_file():
+        return []
+    import sciflow
+
+    found: list[Any] = sciflow.load(folder / COVERAGE, trust=("sciflow_mri",)).tests()
+    return found

@@ -169,7 +169,7 @@ def _licences(licences: tuple[str, ...], people: dict[str, Path]) -> dict[str, s
 def _numbers(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UserError(f"--widths {text}: positive integers separated by commas are needed, for example 48,96,192")
+        raise UserError(f"--widths {text}: positive integers separated by commas are needed, for example 64,128,192")
     return tuple(int(word) for word in words)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sciflow.certificate import Certificate
+from sciflow.errors import UserError
 from sciflow.posterior.examination import examined
 from sciflow.store import to_netcdf
 from sciflow_mri.commands.priors import Prior
@@ -17,14 +18,17 @@ from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.drawing import flagged
 from sciflow_mri.posterior.results import result_tree
 from sciflow_mri.posterior.volume import reconstruct_volume, volume_images
-from sciflow_mri.report.writing import CERTIFICATE, VOLUME, clear, write_images, write_picture
+from sciflow_mri.report.writing import CERTIFICATE, MANY, VOLUME, clear, write_images, write_picture
 
 __all__ = ["sample_volume"]
 
 
 def sample_volume(scan: xr.Dataset, prior: Prior, folder: Path, **settings: Any) -> tuple[Certificate, bool]:
     """Draws of all slices and the files on them; returns the certificate and whether a slice is out of distribution."""
-    many = reconstruct_volume(scan, prior.flow, folder / "posterior.zarr", **settings)
+    try:
+        many = reconstruct_volume(scan, prior.flow, folder / MANY, **settings)
+    except UserError as error:
+        raise UserError(str(error).replace("resume=False", "--again")) from error
     clear(folder)
     measured = {"sigma": settings["sigma"]} if "sigma" in settings else {}
     images = volume_images(many, scan, **measured)

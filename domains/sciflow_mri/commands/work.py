@@ -20,7 +20,7 @@ from sciflow_mri.data.scan import label_of
 from sciflow_mri.posterior.drawing import default_sampler
 from sciflow_mri.posterior.reconstruction import reconstruct
 from sciflow_mri.posterior.scan_files import write_scan
-from sciflow_mri.report.writing import DRAWS, EVALUATION, TRUTH, folder_for, write_images, write_picture, write_results
+from sciflow_mri.report.writing import DRAWS, EVALUATION, MANY, TRUTH, folder_for, write_images, write_picture, write_results
 
 __all__ = ["exit_code", "prepare_scan", "read_result", "report_result", "sample_scan"]
 
@@ -59,8 +59,8 @@ def sample_scan(
     if number is None and not volume and count > 1:
         raise UserError(f"{label_of(scan)}: has {count} slices: choose one with --slice 0 ... {count - 1}, or say --volume")
     chosen = prior_of(prior, scan, device)
-    folder_for(output)
-    sampler = default_sampler(chosen.flow, chunk=min(chunk, draws), bf16=precision == "bf16")
+    folder_for(output, volume=volume)
+    sampler = default_sampler(chosen.flow, chunk=min(chunk, draws), bf16=precision == "bf16", **chosen.settings)
     settings = {"draws": draws, "seed": seed, "sampler": sampler, "observation": chosen.look}
     settings |= {} if sigma is None else {"sigma": sigma}
     if volume:
@@ -80,7 +80,7 @@ def sample_scan(
 
 def report_result(result: Path, output: Path | None, require: str | None, force: bool) -> int:
     """Images, picture and page of a result again; returns the exit code."""
-    if (result / "posterior.zarr").is_dir():
+    if (result / MANY).is_dir():
         raise UserError(f"{result}: is a volume: its report is written by `sciflow mri sample --volume`, called again")
     tree, folder = read_result(result)
     certificate = examined(tree)

@@ -1,6 +1,6 @@
 """Files of scans and volumes to `xarray` with coordinates and units, checked where they enter."""
 
-from sciflow_mri.data.formats.numpy_files import write_npz as write_scan
+from sciflow_mri.data.formats.numpy_files import write_npz
 from sciflow_mri.data.noise import noise_covariance
 from sciflow_mri.data.preparing import prepare
 from sciflow_mri.data.reading import read
@@ -15,7 +15,7 @@ __all__ = [
     "read",
     "read_volume",
     "voxel_size_of",
-    "write_scan",
+    "write_npz",
     "write_volume",
 ]
 

@@ -18,7 +18,7 @@ def noise_covariance(noise: NDArray[np.complex64], label: str = "noise") -> NDAr
 
     Returns (coil, coil), complex128. The mean is not taken off: noise has none.
 
-    Raises `UserError` for fewer samples than ten per coil, for a coil without noise
+    Raises `UserError` for fewer samples than ten per coil, for samples that are not finite, for a coil without noise
     and for coils that are copies of each other.
 
     >>> noise_covariance(np.array([[1 + 1j, 1 - 1j, -1 + 1j, -1 - 1j] * 3])).real.tolist()
@@ -29,6 +29,9 @@ def noise_covariance(noise: NDArray[np.complex64], label: str = "noise") -> NDAr
         raise UserError(
             f"{label}: {samples} noise samples for {coils} coils; at least {10 * coils} are needed for a covariance"
         )
+    bad = int((~np.isfinite(noise)).sum())
+    if bad:
+        raise UserError(f"{label}: {bad} noise samples are NaN or infinite; leave them out or pass prewhiten=False")
     wide = noise.astype(np.complex128)
     covariance = wide @ wide.conj().T / (2 * samples)
     size = np.sqrt(np.diag(covariance).real)

@@ -63,6 +63,7 @@ def as_complex(array: NDArray, label: str, what: str = "k-space") -> NDArray[np.
     >>> as_complex(np.array([[3, 4], [0, -1]], np.int16), "scan.npy")
     array([3.+4.j, 0.-1.j], dtype=complex64)
     """
+    array = np.asarray(array)  # HDF5 hands strings and numbers over as they are
     names = tuple(array.dtype.names or ())
     for real, imaginary in (("real", "imag"), ("r", "i"), ("re", "im")):
         if set(names) == {real, imaginary}:

@@ -42,12 +42,13 @@ def step_times(steps: int, data_scale: float) -> list[float]:
 @torch.no_grad()
 def draw_amortised(
     acquisition: Any, flow: TransportFlow, draws: int, *, seed: int = 0, steps: int = 12, consistency: float | None = None,
-    chunk: int = _CHUNK, bf16: bool = True,
+    chunk: int = _CHUNK, bf16: bool = True, calibration: Sequence[Test] = (),
 ) -> Posterior:  # fmt: skip
     r"""Draws x (1, draws, 2, y, x) of the image, in units of the prior; draw i depends on (seed, i) alone.
 
     Two velocity evaluations a step (midpoint rule), whatever the mask is. The certificate has the data residual under the
-    stated noise; it is "incomplete" at best, since nothing of one scan tells whether a learned posterior is calibrated.
+    stated noise; without `calibration` it is "incomplete" at best, since nothing of one scan tells whether a learned posterior
+    is calibrated.
 
     Arguments:
         acquisition: of `acquire`, on the device of the flow: its operator and y.
@@ -57,6 +58,7 @@ def draw_amortised(
             used twice: residuals shrink, and so does the spread of the draws. None, the default, leaves them as they are.
         chunk: draws at once.
         bf16: products in bfloat16.
+        calibration: tests of the flow on simulated scans with these settings, instead of saying that there are none.
 
     Raises `UserError` if sizes differ, for a mask of points, and for r <= 0.
     """
@@ -94,7 +96,7 @@ def draw_amortised(
         torch.cat(rows).unsqueeze(0), traces={"residual": torch.cat(residuals) / data}, statistics=statistics,
         calls=Calls(velocity=2 * steps * draws), method=f"amortised flow({settings})", seed=seed,
     )  # fmt: skip
-    return replace(found, certificate=_certificate(found, acquisition, consistency))
+    return replace(found, certificate=_certificate(found, acquisition, consistency, calibration))
 
 
 def _check(acquisition: Any, flow: TransportFlow, consistency: float | None) -> None:
@@ -110,17 +112,19 @@ def _check(acquisition: Any, flow: TransportFlow, consistency: float | None) -> 
         raise UserError(f"consistency={consistency}: give a standard deviation > 0 in units of the prior, or None")
 
 
-def _certificate(found: Posterior, acquisition: Any, consistency: float | None) -> Certificate:
-    tests: list[Test] = [residual_test(found), *_notes(consistency)]
+def _certificate(
+    found: Posterior, acquisition: Any, consistency: float | None, calibration: Sequence[Test]
+) -> Certificate:  # fmt: skip
+    tests: list[Test] = [residual_test(found), *_notes(consistency, calibration)]
     context = {"method": found.method, "seed": found.seed, "draws": list(found.x.shape[:2]), "calls": found.calls.as_dict(),
                "sciflow": sciflow.__version__}  # fmt: skip
     scope = f"{SCOPE}; learned from simulated scans, of which this one has to be like"
     return Certificate(tests, scope, str(acquisition.label), context)
 
 
-def _notes(consistency: float | None) -> Sequence[Test]:
+def _notes(consistency: float | None, calibration: Sequence[Test]) -> Sequence[Test]:
     text = "coverage of intervals on simulated scans of people who are not in the training set, with these settings"
-    tests = [Test("calibration", None, description=text)]
+    tests = list(calibration) or [Test("calibration", None, description=text)]
     if consistency is not None:
         text = "draws were pulled towards the data, which had been used already: their spread is too small; reported"
         tests.append(Test("consistency step", consistency, description=text))

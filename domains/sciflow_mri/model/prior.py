@@ -10,8 +10,7 @@ from torch import Tensor
 from sciflow.errors import UserError
 from sciflow.networks import UNet
 from sciflow.training import FitResult, fit
-from sciflow.transport import LogitNormal, Preconditioned, TransportFlow, WeightedFlowMatching
-from sciflow.transport.times import NetworkError
+from sciflow.transport import FlowMatching, LogitNormal, Preconditioned, TransportFlow
 
 __all__ = ["TrainedPrior", "image_flow", "train_prior"]
 
@@ -26,7 +25,7 @@ class TrainedPrior(NamedTuple):
 
 
 def image_flow(
-    size: int | tuple[int, int], *, widths: Sequence[int] = (48, 96, 192), blocks: int = 2, heads: int = 4, patch: int = 2,
+    size: int | tuple[int, int], *, widths: Sequence[int] = (64, 128, 192), blocks: int = 2, heads: int = 4, patch: int = 2,
     data_scale: float = _DATA_SCALE,
 ) -> TransportFlow:  # fmt: skip
     """An untrained flow over images (2, H, W), real and imaginary part, whose 95th percentile of the magnitude is 1.
@@ -55,9 +54,6 @@ def train_prior(
 ) -> TrainedPrior:  # fmt: skip
     """Flow matching on images (N, 2, H, W); `validation` are images of a person who is in none of them.
 
-    Every level of noise counts by the error of the network inside its preconditioning, as in Karras et al.; the plain loss
-    would leave an eighth of that to the largest noise, where the ambiguity of accelerated scans is decided.
-
     Arguments:
         precision: "bf16" for bfloat16 products, twice as fast where the processor has them.
         flow: another than `image_flow` of the images' size.
@@ -74,9 +70,8 @@ def train_prior(
     if device is not None:
         flow = flow.to(device)
     mean, scale = _TIMES
-    weighting = NetworkError(getattr(flow.network, "data_scale", 1.0))
     found = fit(
-        flow, images, objective=WeightedFlowMatching(weighting, times=LogitNormal(mean, scale)), validation=validation,
+        flow, images, objective=FlowMatching(times=LogitNormal(mean, scale)), validation=validation,
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, ema=ema, precision=precision, seed=seed,
         **{"warmup": 100, "clip": 1.0, **options},
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sciflow.arguments import integer
 from sciflow.errors import UserError
 
 __all__ = ["calibration_block", "fastmri_mask", "line_mask", "poisson_disc"]
@@ -60,7 +61,7 @@ def line_mask(lines: int, acceleration: float, calibration: int, kind: str = "ra
     mask = np.zeros(lines, dtype=bool)
     mask[first:end] = True
     outside, missing = np.flatnonzero(~mask), wanted - calibration
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(integer("seed", seed, 0, 2**62))
     if kind == "random":
         mask[generator.choice(outside, missing, replace=False)] = True
     elif missing:
@@ -94,7 +95,7 @@ def fastmri_mask(lines: int, acceleration: float, center_fraction: float, kind: 
             f"center_fraction has to be below {1 / max(acceleration, 1):.3g}"
         )
     mask = np.zeros(lines, dtype=bool)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(integer("seed", seed, 0, 2**62))
     if kind == "random":
         mask |= generator.random(lines) < (lines / acceleration - central) / (lines - central)
     elif lines > central * acceleration:

@@ -62,7 +62,7 @@ def mismatch(
 ) -> tuple[float, float]:
     r"""Which fraction of the energy of k-space maps S cannot explain, without noise: (of calibration lines, of other lines).
 
-    With m the coil images of the calibration lines alone and P = 1 - S S' (no x explains P m),
+    With m the coil images of the calibration lines alone and P = 1 - S S' / S'S, pixel by pixel (no x explains P m),
 
         f_calibration = |M F P m|^2 / |m|^2,    f_others = |P m|^2 / |m|^2,
 
@@ -72,7 +72,7 @@ def mismatch(
 
     Arguments:
         kspace: (coil, ky, kx), of which the calibration lines alone are looked at.
-        maps: S (coil, y, x) with sum_c |S_c|^2 = 1.
+        maps: S (coil, y, x); zero where nothing is to be explained. Their length does not matter.
         sigma: (coil,) of real and imaginary part each.
 
     Raises `UserError` if the calibration is damaged, `ValueError` if the maps do not fit.
@@ -84,7 +84,9 @@ def mismatch(
     alone = torch.zeros_like(kspace)
     alone[:, rows, wide] = block
     image = to_image(alone)
-    unexplained = image - maps * (maps.conj() * image).sum(0)
+    power = maps.abs().square().sum(0)  # given maps need not have length 1
+    explained = (maps.conj() * image).sum(0) / torch.where(power > 0, power, 1)
+    unexplained = image - maps * explained
     inside = _energy(to_kspace(unexplained)[:, rows, wide])
     thermal = 2.0 * float(sigma.double().square().mean()) * block.numel()
     passed = thermal * (len(kspace) - 1) / len(kspace)

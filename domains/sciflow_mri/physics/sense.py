@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ class Sense(Linear):
             self._columns[dtype] = Columns(self.maps, self._places, precision, dtype)
         return self._columns[dtype]
 
-    def _apply(self, *arguments: Any, **keywords: Any) -> Sense:
+    def _apply(self, *arguments: Any, **keywords: Any) -> Self:
         self._columns = {}  # of another device or precision
         return super()._apply(*arguments, **keywords)
 

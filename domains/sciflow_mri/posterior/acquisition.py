@@ -18,6 +18,7 @@ from sciflow_mri.data.scan import label_of
 from sciflow_mri.physics.maps import sensitivity_maps
 from sciflow_mri.physics.noise import line_variance, thermal_sigma
 from sciflow_mri.physics.sense import Sense
+from sciflow_mri.posterior.kinds import image_shape
 
 __all__ = ["Acquisition", "acquire"]
 
@@ -68,7 +69,7 @@ class Acquisition:
 
     def problem(self, prior: Any) -> Problem:
         """The posterior under a prior over images (2, y, x). Raises `UserError` if it has another size."""
-        shape = tuple(getattr(prior, "event_shape", ()))
+        shape = image_shape(prior)
         if shape and shape != (2, *self.size):
             raise UserError(
                 f"{self.label}: the image has {self.size[0]} x {self.size[1]} points, the prior {shape[1]} x {shape[2]}: crop "
@@ -126,12 +127,12 @@ def acquire(
         variance = thermal.square().unsqueeze(1).expand(kspace.shape[:2])
         if mismatch:
             variance = line_variance(kspace, maps, mask, calibration, thermal, columns=columns)
+        raw = Sense(maps, mask, variance)
+        y = raw.whiten(raw.measured(kspace[None]))
+        scale = _scale(raw, y) * (1 + _LOST * mask.numel() / float(mask.sum()))
+        operator = Sense(maps, mask, variance / scale**2)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    raw = Sense(maps, mask, variance)
-    y = raw.whiten(raw.measured(kspace[None]))
-    scale = _scale(raw, y, label) * (1 + _LOST * mask.numel() / float(mask.sum()))
-    operator = Sense(maps, mask, variance / scale**2)
     return Acquisition(kspace, maps, eigenvalue, mask, thermal, variance, scale, operator, y[0], label)
 
 
@@ -153,12 +154,12 @@ def _given(maps: Tensor, kspace: Tensor) -> Tensor:
     return maps.to(kspace.dtype)
 
 
-def _scale(operator: Sense, y: Tensor, label: str) -> float:
+def _scale(operator: Sense, y: Tensor) -> float:
     """The 95th percentile of |x| of (A'A + lambda) x = A'y, with lambda in units of the largest eigenvalue's noise level."""
     back = operator.adjoint(y)
     strength = operator.adjoint(operator(back)).norm() / back.norm()  # the largest eigenvalue, about
     image = operator.normal_solve(back, float(strength) * 1e-2)
     scale = float(torch.quantile(image.norm(dim=1).flatten(), PERCENTILE))
     if not 0 < scale < float("inf"):
-        raise UserError(f"{label}: the image of the measured lines is zero or not finite: there is nothing to reconstruct")
+        raise UserError("the image of the measured lines is zero or not finite: there is nothing to reconstruct")
     return scale

@@ -17,6 +17,8 @@ from sciflow.files import replacing
 from sciflow.recorded import Recorded
 from sciflow.strict_json import dumps
 from sciflow_mri.posterior.drawing import default_sampler
+from sciflow_mri.posterior.kinds import kind_of
+from sciflow_mri.posterior.learned import draw_pairs
 from sciflow_mri.posterior.simulations import Simulated
 
 __all__ = ["LEVELS", "CoverageCalibration", "calibrate_coverage", "coverage", "inflated", "intervals"]
@@ -148,7 +150,9 @@ def calibrate_coverage(
     least = math.ceil(2 / (1 - max(levels)) - 1 - 1e-9)
     if draws < least:
         raise UserError(f"{draws} draws have no interval of {max(levels):g}: give {least} or more")
-    sampler = default_sampler(prior, states=0) if sampler is None else sampler
+    if sampler is None:  # a learned posterior has no chains to leave out
+        settings: dict[str, Any] = {} if kind_of(prior) in ("null-space", "amortised") else {"states": 0}
+        sampler = default_sampler(prior, **settings)
     kept = {
         name: [_drawn(prior, scan, draws, sampler, seed + i) for i, scan in enumerate(scans)] for name, scans in people.items()
     }
@@ -173,7 +177,7 @@ def calibrate_coverage(
 def _drawn(prior: Any, scan: Simulated, draws: int, sampler: Any, seed: int) -> tuple[Tensor, Tensor]:
     """Magnitudes (draw, y, x) and (y, x)."""
     with torch.no_grad():
-        found = sampler(scan.acquisition.problem(prior), draws, seed=seed, progress=False)
+        found = draw_pairs(scan.acquisition, prior, draws, sampler, seed=seed)
     return found.x[0].norm(dim=1), scan.truth.norm(dim=0)
 
 

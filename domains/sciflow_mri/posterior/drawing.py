@@ -15,6 +15,8 @@ from sciflow.posterior.result import Posterior
 from sciflow.posterior.samplers import AnnealedLangevin
 from sciflow.training.progress import ProgressBar
 from sciflow_mri.posterior.acquisition import Acquisition
+from sciflow_mri.posterior.kinds import kind_of
+from sciflow_mri.posterior.learned import AmortisedSampler, NullSpaceSampler, draw_pairs
 from sciflow_mri.posterior.observation import flagged as observation_flag
 
 __all__ = ["FLAG", "Look", "default_sampler", "draw_images", "flagged"]
@@ -30,24 +32,31 @@ _SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def default_sampler(prior: Any, *, chunk: int | None = None, bf16: bool = True, **settings: Any) -> AnnealedLangevin:
-    """The sampler with the settings of the benchmarks, for the scale that the prior was trained with.
+def default_sampler(prior: Any, *, chunk: int | None = None, bf16: bool = True, **settings: Any) -> Any:
+    """The sampler for a model, with the settings of the benchmarks: `AnnealedLangevin`, at the scale that the prior was trained
+    with, or for models of other kinds (`kind_of`) `AmortisedSampler` or `NullSpaceSampler`.
 
     Arguments:
-        prior: a flow of `image_flow`.
+        prior: a flow of `image_flow`, `amortised_flow`, or a `NullSpaceFlow`.
         chunk: draws at once, 16 by default.
-        bf16: velocities in bfloat16 products.
-        settings: of `AnnealedLangevin`.
+        bf16: velocities in bfloat16 products; a null-space flow is always in its own dtype, whose densities are exact.
+        settings: of the sampler.
 
     Raises `UserError` if the prior does not say its scale.
     """
+    number = _CHUNK if chunk is None else chunk
+    kind = kind_of(prior)
+    if kind == "amortised":
+        return AmortisedSampler(chunk=number, bf16=bf16, **settings)
+    if kind == "null-space":
+        return NullSpaceSampler(chunk=number, **settings)
     scale = getattr(getattr(prior, "network", None), "data_scale", None)
     if scale is None:
         raise UserError(
             f"the prior is a {type(prior).__name__} that does not state the scale of its data: give a sampler, such as "
             "AnnealedLangevin(data_scale), or a flow of image_flow"
         )
-    return AnnealedLangevin(scale, chunk=_CHUNK if chunk is None else chunk, bf16=bf16, **{**_SETTINGS, **settings})
+    return AnnealedLangevin(scale, chunk=number, bf16=bf16, **{**_SETTINGS, **settings})
 
 
 def draw_images(
@@ -58,8 +67,8 @@ def draw_images(
 
     Arguments:
         acquisition: on the device of the prior.
-        prior: a flow over (2, y, x).
-        sampler: a `Sampler` of the engine; `default_sampler` without one.
+        prior: a flow over (2, y, x), or a model of another kind (`kind_of`).
+        sampler: a `Sampler` of the engine, or one of `sciflow_mri.posterior.learned`; `default_sampler` without one.
         observation: tests of the measurement alone, see `observation_look`; whether they flag it becomes `FLAG` in the
             statistics.
 
@@ -67,9 +76,8 @@ def draw_images(
     """
     sampler = default_sampler(prior) if sampler is None else sampler
     looks = [] if observation is None else list(observation(acquisition))
-    problem = acquisition.problem(prior)
     with torch.no_grad(), _progress(sampler, prior, draws, progress) as visible:
-        found = sampler(problem, draws, seed=seed, progress=visible)
+        found = draw_pairs(acquisition, prior, draws, sampler, seed=seed, progress=visible)
     pairs = found.x
     image = torch.complex(pairs[:, :, 0], pairs[:, :, 1]) * acquisition.scale
     figures = {

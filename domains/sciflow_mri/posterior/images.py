@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from sciflow_mri.data.geometry import shift_origin
 from sciflow_mri.data.scan import affine_of, voxel_size_of
+from sciflow_mri.posterior.coverage import intervals
 
 __all__ = ["DIMS", "LEVELS", "coordinates", "geometry", "image_group", "pixel_summary"]
 
@@ -22,20 +24,20 @@ _UNIT = "units of the scan"
 def pixel_summary(draws: NDArray[np.complexfloating], levels: Sequence[float] = LEVELS) -> dict[str, NDArray]:
     """Of draws (draw, y, x): `mean` (y, x), complex; `std` (y, x) and `interval` (level, 2, y, x) of their magnitude.
 
-    Intervals are central: from the quantile (1 - level) / 2 to (1 + level) / 2, interpolated between the draws. The standard
-    deviation has the denominator draws - 1 (of one draw it is 0).
+    Intervals are central, those of `sciflow_mri.posterior.coverage.intervals`: a truth that is exchangeable with the n draws is
+    covered with probability `level`, or (n - 1) / (n + 1) if that is less. The standard deviation has the denominator
+    draws - 1 (of one draw it is 0).
 
     >>> found = pixel_summary(np.array([1.0, 2j, -3.0, -4j, 5.0]).reshape(5, 1, 1), [0.5])
     >>> found["mean"].round(6).item(), found["std"].round(4).item(), found["interval"].ravel().tolist()
-    ((0.6-0.4j), 1.5811, [2.0, 4.0])
+    ((0.6-0.4j), 1.5811, [1.5, 4.5])
     """
     magnitude = np.abs(draws)
-    ends = np.array([((1 - level) / 2, (1 + level) / 2) for level in levels])
-    quantiles = np.quantile(magnitude, ends.ravel(), axis=0).reshape(len(levels), 2, *magnitude.shape[1:])
+    ends = intervals(torch.from_numpy(magnitude), levels).numpy()
     return {
         "mean": draws.mean(0),
         "std": magnitude.std(0, ddof=1 if len(draws) > 1 else 0),
-        "interval": quantiles.astype(magnitude.dtype),
+        "interval": ends,
     }
 
 

@@ -20,6 +20,10 @@ from sciflow_mri.posterior.images import DIMS, coordinates, image_group
 __all__ = ["WARNING", "data_hashes", "result_tree", "zero_filled"]
 
 WARNING = "out of distribution: the prior has not seen scans like this one"
+LOG_PROB = (
+    "exact log-density of the drawn lines under the flow, before the consistency step, with the flow's added noise, in units "
+    "of the image it was given"
+)
 _KEPT = ("source", "format", "retrospective", "prewhitened", "recentred_from")
 
 
@@ -30,7 +34,7 @@ def result_tree(
     """The tree of complex draws from `draw_images`, as `sciflow.posterior.writing.to_tree` lays it out, and besides:
 
     - `posterior`: x (chain = 1, draw, image_y, image_x), complex, in units of the scan;
-    - `sample_stats`: residual (chain, draw), |y - A x|^2 / sigma^2 per real datum;
+    - `sample_stats`: residual (chain, draw), |y - A x|^2 / sigma^2 per real datum; of a null-space flow also log_prob;
     - `images`: mean, std, interval, zero_filled, see `image_group`;
     - `observed_data`: the k-space (coil, ky, kx) of the slice and its mask;
     - `constant_data`: maps (coil, image_y, image_x) and their eigenvalue, sigma (coil) and variance (coil, ky) of the noise.
@@ -58,6 +62,8 @@ def result_tree(
         text = "|y - A x|^2 / sigma^2 per real datum: 1 is expected"
         values = numpy_of(residual).reshape(1, -1)
         tree["sample_stats"]["residual"] = xr.DataArray(values, dims=("chain", "draw"), attrs={"description": text})
+    if "log_prob" in tree["sample_stats"]:
+        tree["sample_stats"]["log_prob"].attrs["description"] = LOG_PROB
     images = image_group(x.values[0], zero_filled(acquisition), scan, slice)
     tree["images"] = xr.DataTree(images)
     figures = posterior.statistics

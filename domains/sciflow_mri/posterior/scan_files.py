@@ -50,7 +50,7 @@ def read_dataset(path: str | Path, what: str) -> xr.Dataset:
     """A netCDF file without groups, with complex values restored. Raises `UserError`, naming the file, if it cannot be read."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: is a folder, not {what}" if path.is_dir() else f"{path}: no such file")
     try:
         with xr.open_dataset(path, engine="h5netcdf", phony_dims="sort") as opened:
             raw = opened.load()

@@ -20,6 +20,7 @@ from sciflow_mri.data.scan import label_of
 from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images
 from sciflow_mri.posterior.images import geometry, image_group
+from sciflow_mri.posterior.kinds import image_shape
 from sciflow_mri.posterior.reconstruction import checked_device
 from sciflow_mri.posterior.results import zero_filled
 
@@ -79,7 +80,7 @@ def reconstruct_volume(
     """
     if sampler is not None and chunk is not None:
         raise UserError(f"chunk={chunk} beside a sampler, which has its own: give one of the two")
-    size, wanted = (scan.sizes["ky"], scan.sizes["kx"]), tuple(prior.event_shape)
+    size, wanted = (scan.sizes["ky"], scan.sizes["kx"]), image_shape(prior)
     if wanted != (2, *size):
         raise UserError(
             f"{label_of(scan)}: the images have {size[0]} x {size[1]} points, the prior {wanted[1]} x {wanted[2]}: crop "

@@ -35,7 +35,7 @@ DRAWS, MEAN, STD, PICTURE, PAGE, CERTIFICATE, EVALUATION, TRUTH = (
     "posterior.nc", "mean.nii.gz", "std.nii.gz", "posterior.png", "report.html", "certificate.json", "evaluation.json",
     "truth.nii.gz",
 )  # fmt: skip
-VOLUME = "images.nc"  # of all slices
+VOLUME, MANY = "images.nc", "posterior.zarr"  # of all slices
 NAMES = (DRAWS, MEAN, STD, PICTURE, PAGE, CERTIFICATE)
 
 
@@ -85,9 +85,15 @@ def write_picture(
     return [picture, target]
 
 
-def folder_for(folder: str | Path) -> Path:
-    """The folder, made if it is missing. Raises `UserError` if it is a file or cannot be made."""
+def folder_for(folder: str | Path, *, volume: bool | None = None) -> Path:
+    """The folder, made if it is missing. Raises `UserError` if it is a file or cannot be made.
+
+    Also, where `volume` says what is to be written, if it holds the other kind of result: of one slice, or of a volume.
+    """
     folder = Path(folder)
+    if volume is not None and (folder / (DRAWS if volume else MANY)).exists():
+        there, new = ("one slice", "a volume") if volume else ("a volume", "one slice")
+        raise UserError(f"{folder}: holds the result of {there}: give another folder for that of {new}, or remove it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the results")
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ __all__ = ["Linear", "Operator", "inner_product", "shape_of"]
 class Operator(nn.Module, Recorded, ABC):
     """y = A(x) for rows x (B, *domain) -> (B, *range). Differentiable; data and result may be complex.
 
-    Constants are buffers, so `.to(device)` works. Spaces carry the real inner product Re <a, b>, of which adjoints and
+    Constants are buffers, so `.to(device)` works; `.to(dtype)` with a real dtype changes the precision of complex ones, which
+    have no half precision and then keep their own. Spaces carry the real inner product Re <a, b>, of which adjoints and
     gradients speak. Draws of flows are real; `ToComplex` turns pairs of real channels into the complex images that an
     operator with `complex_domain` wants. `a @ b` is a after b.
 
@@ -56,6 +57,9 @@ class Operator(nn.Module, Recorded, ABC):
     def check_output(self, y: Tensor) -> Tensor:
         """y, or `ValueError` with both shapes."""
         return _shaped(self, "y", y, self.range)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(_complex_as_pairs(fn), recurse)
 
     def __matmul__(self, other: Any) -> Operator:
         from sciflow.posterior.operators.composition import compose
@@ -196,6 +200,22 @@ class Linear(Operator):
         if shift.dim() > 1 or shift.numel() not in (1, len(r)):
             raise ValueError(f"shift has shape {tuple(shift.shape)}, expected a number or ({len(r)},)")
         return shift.reshape(-1, *[1] * (r.dim() - 1))
+
+
+def _complex_as_pairs(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a module does to its tensors, done to complex ones as pairs: torch would drop their imaginary part."""
+
+    def applied(value: Tensor) -> Tensor:
+        if not value.is_complex():
+            return fn(value)
+        pairs = fn(torch.view_as_real(value.resolve_conj()))
+        if pairs.is_complex():
+            return fn(value)
+        if pairs.dtype not in (torch.float32, torch.float64):
+            return value.to(pairs.device)
+        return torch.view_as_complex(pairs.contiguous())
+
+    return applied
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sciflow_mri.data import read_volume
+from sciflow_mri.data import prepare, read_volume
 from sciflow_mri.model.prior import image_flow, train_prior
 from sciflow_mri.model.simulated import coil_maps, simulated_scan
 from sciflow_mri.model.training_images import training_images
@@ -47,21 +47,26 @@ def test_units_of_the_file_do_not_matter() -> None:
 
 
 def test_unmeasured_entries_are_never_looked_at() -> None:
-    """No calibration leak: filling the unmeasured lines with anything else before the mask is applied changes nothing."""
-    mask = line_mask(32, 4, 6, seed=1)
+    """No calibration leak: other full scans that agree on the lines of the mask alone are the same acquisition, to the bit."""
+    mask = line_mask(32, 4, 6, seed=1).numpy()
     full, _ = simulated_scan(image(), torch.ones(32, dtype=torch.bool), seed=2)
-    scans = []
-    for factor in (1, 50):
-        kspace = np.where(mask.numpy()[:, None], full["kspace"].values, factor * full["kspace"].values)
-        scans.append(
-            sciflow_scan := full.assign(
-                kspace=(full["kspace"].dims, np.where(mask.numpy()[:, None], kspace, 0).astype(np.complex64)),
-                mask=("ky", mask.numpy()),
-            ).assign_attrs(calibration=[13, 19])
-        )
-        assert sciflow_scan.sizes["ky"] == 32
-    one, other = (acquire(scan) for scan in scans)
-    assert torch.equal(one.y, other.y) and torch.equal(one.maps, other.maps) and torch.equal(one.variance, other.variance)
+    values = full["kspace"].values
+    others = np.random.default_rng(0).permutation(values.reshape(-1)).reshape(values.shape) * np.complex64(50)
+    scans = [full.assign(kspace=(full["kspace"].dims, np.where(mask[:, None], values, filled))) for filled in (values, others)]
+    assert bool((scans[0]["kspace"].values != scans[1]["kspace"].values).any())
+    one, other = (acquire(prepare(scan, undersample=mask)) for scan in scans)
+    for name in ("y", "maps", "eigenvalue", "sigma", "variance", "kspace"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.scale == other.scale
+
+
+def test_maps_of_another_length_give_the_same_data_noise() -> None:
+    """Twice the maps are half the image; what the maps leave unexplained is the same."""
+    scan, _ = simulated_scan(image(), line_mask(32, 2, 8, seed=0), seed=0)
+    own = acquire(scan)
+    given = acquire(scan, maps=2 * own.maps)
+    torch.testing.assert_close(given.variance, own.variance, rtol=1e-4, atol=0)
+    assert given.scale == pytest.approx(own.scale / 2, rel=2e-2)
 
 
 def test_messages() -> None:
@@ -70,6 +75,12 @@ def test_messages() -> None:
         acquire(scan, 3)
     with pytest.raises(UserError, match="sigma=-1"):
         acquire(scan, sigma=-1)
+    with pytest.raises(UserError, match="simulation 0, slice 0: Sense: variances"):
+        acquire(scan, sigma=1e30)
+    with pytest.raises(UserError, match="simulation 0, slice 0: Sense: 1 entries of the maps are not finite"):
+        bad = acquire(scan).maps.clone()
+        bad[0, 0, 0] = torch.nan
+        acquire(scan, maps=bad)
     with pytest.raises(UserError, match="maps given"):
         acquire(scan, maps=torch.ones(2, 3, 3))
     with pytest.raises(UserError, match="32 x 32 points, the prior 16 x 16"):

@@ -130,6 +130,9 @@ def test_sample_evaluate_and_report(work):
 
     code, text = _run(work, "evaluate", "result", "--truth", "full.h5", "--slices", "1")
     assert code == 0 and "PSNR" in text and "coverage 95 %" in text
+    code, other = _run(work, "evaluate", "result", "--truth", "full.h5")  # slice 0, but the result is one of slice 1
+    assert code == 2 and "full.h5: slice 0 leaves" in other and "slice 1 does: choose it (--slices 1)" in other
+    assert json.loads((work / "result" / "evaluation.json").read_text())["truth"] == "full.h5"
     found = json.loads((work / "result" / "evaluation.json").read_text())
     assert found["truth"] == "full.h5" and 0 <= found["values"]["coverage 80 %"] <= 1
     assert "Against the fully sampled scan" in (work / "result" / "report.html").read_text()
@@ -141,6 +144,7 @@ def test_sample_evaluate_and_report(work):
 
 def test_a_new_result_removes_what_speaks_of_the_old_one(work):
     assert _sample(work, "one.nc", "renewed")[0] == 0
+    assert "renewed: holds the result of one slice" in _sample(work, "three.nc", "renewed", "--volume")[1]
     assert _run(work, "evaluate", "renewed", "--truth", "full.h5", "--slices", "1")[0] == 0
     assert sorted(entry.name for entry in (work / "renewed").iterdir()) == sorted([*RESULT, "evaluation.json", "truth.nii.gz"])
     assert _sample(work, "one.nc", "renewed", "--seed", 4)[0] == 0
@@ -185,6 +189,10 @@ def test_a_volume_and_its_files(work):
     assert mean.shape == (SIZE, SIZE, SLICES) and mean.header.get_zooms() == (4, 4, 5)
     page = (work / "volume" / "report.html").read_text()
     assert "<h2>Slices</h2>" in page
+    code, text = _sample(work, "three.nc", "volume", "--volume", "--seed", 9)
+    assert code == 2 and "holds other draws" in text and "--again" in text and "resume" not in text
+    code, text = _sample(work, "one.nc", "volume")
+    assert code == 2 and text == "volume: holds the result of a volume: give another folder for that of one slice, or remove it"
     assert _run(work, "report", "volume")[0] == 2
     code, text = _run(work, "evaluate", "volume", "--truth", "full.h5")
     assert code == 0 and "over slices" in text

@@ -231,6 +231,9 @@ def bad_file(case: str, folder):
             content = bytearray(path.read_bytes())
             content[-60000:-20000] = bytes(40000)
             path.write_bytes(content)
+        case "h5 string":
+            with h5py.File(path, "w") as file:
+                file["kspace"] = "none"
         case "h5 text":
             path.write_text("kspace")
         case "h5 foreign":
@@ -286,6 +289,7 @@ def bad_file(case: str, folder):
         ("cfl zeros", r"a.cfl: k-space is zero everywhere: nothing was measured"),
         ("h5 truncated", r"a.h5: the file is truncated"),
         ("h5 damaged", r"a.h5: HDF5 cannot read it"),
+        ("h5 string", r"a.h5: k-space of type .* has no imaginary part"),
         ("h5 text", r"a.h5: it is no HDF5 file"),
         ("h5 foreign", r"a.h5: HDF5 without a dataset 'kspace' \(fastMRI\) .* it has: image"),
         ("h5 no XML", r"a.h5: its ISMRMRD header is no valid XML"),

@@ -116,6 +116,7 @@ def test_prewhitening_keeps_what_the_coils_say_together() -> None:
         (noise(2, 50), r"noise has shape \(2, 50\), \(3 coils, samples\) is needed"),
         (noise(3, 20), r"20 noise samples for 3 coils; "),
         (noise(3, 50) * [[1], [0], [1]], r"the noise samples of coil 1 are all zero"),
+        (noise(3, 50) * np.where(np.arange(50) == 7, np.nan, 1), r"3 noise samples are NaN or infinite"),
         (np.repeat(noise(1, 50), 3, axis=0), r"the noise of some coils is a copy of others"),
     ],
 )

@@ -145,6 +145,18 @@ def test_fractions_come_from_the_calibration_lines_alone():
     assert mismatch(kspace, maps, (28, 36), sigma) == mismatch(other, maps, (28, 36), sigma)
 
 
+@pytest.mark.parametrize("length", [2.0, 0.5, "its own"])
+def test_maps_of_any_length_explain_the_same(length):
+    """Maps that are given have the length of whoever made them; only their direction says what an image can be."""
+    kspace, maps = scan()
+    kspace, sigma = kspace + white(*kspace.shape), torch.ones(6, dtype=torch.float64)
+    size = 1 + 0.5 * torch.rand(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    size[:3] = 0  # cropped: these see nothing
+    found = mismatch(kspace, maps * (size > 0), (28, 36), sigma)
+    other = mismatch(kspace, maps * (size if length == "its own" else length * (size > 0)), (28, 36), sigma)
+    assert other == pytest.approx(found, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

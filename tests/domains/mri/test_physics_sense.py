@@ -197,6 +197,17 @@ def test_moving_the_operator_forgets_its_decompositions():
     assert torch.allclose(A.normal_solve(x, 1.0).float(), before, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_real_precision_keeps_the_phase_of_the_maps(dtype):
+    A, same = operator((3, 8, 6, 4)), operator((3, 8, 6, 4))
+    x = random(2, *A.domain)
+    moved = A.to(dtype)
+    assert moved.maps.dtype is dtype.to_complex() and moved.variance.dtype is dtype
+    for call in (lambda op: op(x), lambda op: op.normal_solve(x, 1.0)):
+        assert torch.allclose(call(moved), call(same), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("points", [False, True])
 def test_saved_as_arguments(points):
     A = operator((3, 8, 6, 4), points=points)

@@ -322,6 +322,22 @@ def test_wrong_shapes_name_both(name: str) -> None:
             operator(x.real if x.is_complex() else torch.complex(x, x))
 
 
+@pytest.mark.filterwarnings("error")
+@every
+def test_a_real_dtype_keeps_complex_constants(name: str) -> None:
+    """`.to(float32)` rounds them, `.to(float64)` widens them; half precision, which they do not have, leaves them alone."""
+    operator, kept = CASES[name](), CASES[name]()
+    names = [key for key, value in operator.named_buffers() if value.is_complex()]
+    x = _x(operator)
+    wanted = operator(x)
+    single, double = operator.to(torch.float32).get_buffer, kept.to(torch.float16).to(torch.float64).get_buffer
+    assert all(single(key).dtype is torch.complex64 and double(key).dtype is torch.complex128 for key in names)
+    if name != "foreign":
+        torch.testing.assert_close(operator(x), wanted, rtol=1e-5, atol=1e-5)
+    if names:
+        assert all(bool((single(key).imag != 0).any()) for key in names)
+
+
 def test_singular_values_of_real_operators_on_complex_images() -> None:
     """Over the reals: a real matrix on the complex numbers made of pairs acts on real and imaginary parts alike."""
     complex_rows = torch.complex(_g(3, 5), _g(3, 5, seed=1))

@@ -97,7 +97,7 @@ def _history(text: NDArray | None, label: str) -> dict[str, Any]:
         found = json.loads(str(text))
         return {name: found[name] for name in HISTORY if name in found}
     except (ValueError, TypeError):
-        raise UserError(f"{label}: its history is no JSON object: the file was not written by write_scan") from None
+        raise UserError(f"{label}: its history is no JSON object: the file was not written by write_npz") from None
 
 
 def _recording(arrays: dict[str, NDArray], part: str, label: str, axes: str | None) -> Recording:

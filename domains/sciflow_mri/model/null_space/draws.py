@@ -39,6 +39,7 @@ def draw_null_space(
     seed: int = 0,
     start: int = 0,
     scalars: Tensor | None = None,
+    maps: Tensor | None = None,
 ) -> NullSpaceDraws:
     """Draws number start, ..., start + draws - 1 of the image given its estimate (2, H, W) from the measured data.
 
@@ -46,6 +47,7 @@ def draw_null_space(
 
     Arguments:
         image: zero-filled or SENSE image, normalised as in training.
+        scalars, maps: if the flow takes them.
 
     Raises `ValueError` if the image or the number of unsampled lines is not that of the flow.
     """
@@ -57,7 +59,7 @@ def draw_null_space(
         )
     reference = flow.reference()
     image = image.to(reference)
-    distribution = flow(coordinates.condition(image, scalars))
+    distribution = flow(coordinates.condition(image, scalars, maps))
     index = torch.arange(start, start + draws, device=reference.device)
     uniform = noise.uniform(seed, "null space draw", index, flow.uniforms)
     latent = flow.base.from_uniform(uniform).to(reference)

@@ -105,8 +105,9 @@ class LineCoordinates:
         lines = to_kspace(torch.complex(image.select(-3, 0), image.select(-3, 1)))
         return lines[..., ~self.mask.to(w.device), :]
 
-    def condition(self, image: Tensor, scalars: Tensor | None = None) -> dict[str, Tensor]:
-        """The condition of a `NullSpaceFlow`: images (..., 2, H, W), basis and mask, and numbers (..., S) if it takes them.
+    def condition(self, image: Tensor, scalars: Tensor | None = None, maps: Tensor | None = None) -> dict[str, Tensor]:
+        """The condition of a `NullSpaceFlow`: images (..., 2, H, W), basis and mask, and numbers (..., S) and further images
+        (..., M, H, W) if it takes them.
 
         Basis and mask are expanded views. They stay so in a training whose validation is a data set; held-out fractions copy.
         """
@@ -117,7 +118,11 @@ class LineCoordinates:
             "basis": basis.expand(*batch, *basis.shape),
             "mask": self.mask.to(image).expand(*batch, self.height),
         }
-        return found if scalars is None else {**found, "scalars": scalars.expand(*batch, scalars.shape[-1])}
+        if scalars is not None:
+            found["scalars"] = scalars.expand(*batch, scalars.shape[-1])
+        if maps is not None:
+            found["maps"] = maps.expand(*batch, *maps.shape[-3:])
+        return found
 
     def _applied(self, name: str, pairs: Tensor, matrix: Tensor) -> Tensor:
         if pairs.dim() < 3 or pairs.shape[-3] != 2 or pairs.shape[-2] != matrix.shape[1]:
