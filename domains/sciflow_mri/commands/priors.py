@@ -67,7 +67,7 @@ def prior_of(word: str | None, scan: Any, device: str | None) -> Prior:
         raise UserError(f"{label_of(scan)}: the mask has points, models of kind {kind} take masks of lines: use a prior")
     if kind == "null-space":
         refuse_mask(torch.from_numpy(scan["mask"].values), flow, label_of(scan))
-    return Prior(flow, None, str(folder), {"calibration": _coverage(folder)})
+    return Prior(flow, _judge(size, device), str(folder), {"calibration": _coverage(folder)})
 
 
 def _look(folder: Path, flow: Any, device: str | None) -> Any:
@@ -84,6 +84,24 @@ def _look(folder: Path, flow: Any, device: str | None) -> Any:
     if known := _coverage(folder):
         others.append(lambda acquisition: known)
     return observation_look(sciflow.load(folder / OBSERVATION, trust=("sciflow_mri",)), flow, *others)
+
+
+def _judge(size: tuple[int, int], device: str | None) -> Any:
+    """What looks at acquisitions for a learned posterior: the test of the shipped prior of that size, None if there is none.
+
+    It was made for scans of heads as such, which the training of every kind simulates.
+    """
+    import sciflow
+    from sciflow_mri.model.shipped import model_folder, shipped_sizes
+    from sciflow_mri.posterior.observation import observation_look
+
+    if size[0] != size[1] or size[0] not in shipped_sizes():
+        return None
+    folder = model_folder(size[0])
+    if not (folder / OBSERVATION / "config.json").is_file():
+        return None
+    judge = sciflow.load(folder, device=device)
+    return observation_look(sciflow.load(folder / OBSERVATION, trust=("sciflow_mri",)), judge)
 
 
 def _coverage(folder: Path) -> list[Any]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import sciflow
-from sciflow.errors import UserError
 from sciflow.files import remove
+from sciflow_mri.commands.people import Heads, numbers, started
 from sciflow_mri.commands.priors import COVERAGE, OBSERVATION
-from sciflow_mri.data.volumes import read_volume
 from sciflow_mri.model.prior import image_flow, train_prior
-from sciflow_mri.model.training_images import training_images
 from sciflow_mri.posterior.coverage import calibrate_coverage
 from sciflow_mri.posterior.drawing import default_sampler
 from sciflow_mri.posterior.observation import fit_observation, observation_features
@@ -36,28 +32,14 @@ def train_model(
     licences: tuple[str, ...], start: Path | None, checkpoint: Path | None, device: str | None, seed: int,
 ) -> str:  # fmt: skip
     """Train, save, and return one line on it."""
-    _refuse_target(output)
-    people = _people(volumes)
-    unknown = sorted(set(hold_out) - set(people))
-    if unknown:
-        raise UserError(f"--hold-out {unknown[0]}: nobody is called so; there are {', '.join(people)}")
-    own = [name for name in people if name not in hold_out]
-    if not own:
-        raise UserError("--hold-out leaves nobody to train on: give more volumes, one per person")
-    stated = _licences(licences, people)
-    channels = _numbers(widths)
+    heads = Heads(volumes, hold_out, licences, output)
+    channels = numbers(widths)
     if device is not None:
         checked_device(device)
-    flow, origin = (None, {}) if start is None else _started(start, size, hold_out)
-    heads = {name: read_volume(path, clip=clip) for name, path in people.items()}
-    spacing: dict[str, Any] = {name: tuple(head.attrs["voxel_size_mm"]) for name, head in heads.items()}
+    flow, origin = (None, {}) if start is None else started(start, size, hold_out)
+    heads.read(clip=clip)
     torch.manual_seed(seed)  # of the first weights
-    training, validation = (
-        training_images(
-            [heads[name].values for name in names], count, size, seed=number, spacings=[spacing[name] for name in names]
-        )
-        for names, count, number in ((own, images, seed), (list(hold_out), validation_images, seed + 1))
-    )
+    training, validation = heads.images(size, images, validation_images, seed)
     if flow is None:
         flow = image_flow(size, widths=channels, blocks=blocks, patch=patch, data_scale=float(training.std()))
     began = time.monotonic()
@@ -69,9 +51,7 @@ def train_model(
     )  # fmt: skip
     fit = trained.fit
     record = {
-        "licence": "; ".join(f"{name}: {text}" for name, text in stated.items()),
-        "training": {name: _source(heads[name]) for name in own},
-        "held out": {name: _source(heads[name]) for name in hold_out},
+        **heads.record(),
         "minutes": round(fit.seconds / 60, 2), "steps": fit.steps, "epochs": len(fit.history), "best epoch": fit.best_epoch,
         "validation loss": fit.best_validation_loss, "images": images, "batch size": batch_size, "seed": seed,
         "learning rate": learning_rate, "precision": precision,
@@ -80,37 +60,14 @@ def train_model(
     for name in (OBSERVATION, COVERAGE):  # of the older model that is replaced
         if (output / name / "config.json").is_file():
             remove(output / name)
-    sciflow.save(trained.flow, output, readme=_readme(own, hold_out, size), metadata=record, half=half)
-    looked = _observation(trained.flow, {name: (heads[name].values, spacing[name]) for name in own}, size, output, seed)
+    sciflow.save(trained.flow, output, readme=_readme(heads.own, hold_out, size), metadata=record, half=half)
+    looked = _observation(trained.flow, heads.volumes(heads.own), size, output, seed)
     if coverage_scans:
-        unseen = {name: (heads[name].values, spacing[name]) for name in hold_out}
-        interval_coverage(trained.flow, unseen, size, output, scans=coverage_scans, seed=seed)
+        interval_coverage(trained.flow, heads.volumes(hold_out), size, output, scans=coverage_scans, seed=seed)
     loss = (
         "" if fit.best_validation_loss is None else f", validation loss {fit.best_validation_loss:.4g} on {', '.join(hold_out)}"
     )
     return f"{output}: {size} x {size}, {fit.steps} steps in {(time.monotonic() - began) / 60:.1f} min{loss}{looked}"
-
-
-def _started(folder: Path, size: int, held: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The flow of an older model that has not seen whoever is held out, and a record of it."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--start {folder}: no model folder (one has a config.json)")
-    flow = sciflow.load(folder)
-    shape = tuple(getattr(flow, "event_shape", ()))
-    if shape != (2, size, size) or not hasattr(getattr(flow, "network", None), "data_scale"):
-        raise UserError(f"--start {folder}: is a {type(flow).__name__} over {shape}, not a prior over (2, {size}, {size})")
-    record = sciflow.persistence.metadata(folder)
-    seen = _seen(record)
-    if seen & set(held) or not seen:
-        who = f"has seen {', '.join(sorted(seen & set(held)))}, who is held out" if seen else "does not say whom it has seen"
-        raise UserError(f"--start {folder}: {who}: begin with another model, or hold out somebody else")
-    return flow, {"begun with": {"model": folder.name, "sha256": sciflow.persistence.fingerprint(flow), **record}}
-
-
-def _seen(record: dict[str, Any]) -> set[str]:
-    """Whom a model has been trained on, and those before it that it began with."""
-    before = record.get("begun with")
-    return set(record.get("training", ())) | (_seen(before) if isinstance(before, dict) else set())
 
 
 def _observation(flow: Any, people: dict[str, Any], size: int, output: Path, seed: int) -> str:
@@ -144,43 +101,3 @@ def _readme(own: list[str], held: tuple[str, ...], size: int) -> str:
         f"random contrast, bias field and smooth phase; validated on {', '.join(held)}, of whom no training image was made. "
         "Few people: a demonstration of the method, not a prior for clinical use. Loss histories are in config.json."
     )
-
-
-def _people(volumes: tuple[Path, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in volumes:
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        if name in found:
-            raise UserError(f"{path} and {found[name]} are both called {name}: one volume per person, with names of their own")
-        found[name] = path
-    return found
-
-
-def _licences(licences: tuple[str, ...], people: dict[str, Path]) -> dict[str, str]:
-    stated = dict.fromkeys(people, "not stated")
-    for entry in licences:
-        name, equals, text = entry.partition("=")
-        if not equals or name not in people:
-            raise UserError(f"--licence {entry}: say NAME=TEXT, with NAME one of {', '.join(people)}")
-        stated[name] = text
-    return stated
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UserError(f"--widths {text}: positive integers separated by commas are needed, for example 64,128,192")
-    return tuple(int(word) for word in words)
-
-
-def _source(head: Any) -> str:
-    shape = " x ".join(map(str, head.shape))
-    return f"{head.attrs['source']}, {shape}, mean {float(np.mean(head.values)):.3g}, sha256 {head.attrs['source_sha256']}"
-
-
-def _refuse_target(folder: Path) -> None:
-    """Before hours of training, not after."""
-    if not folder.resolve().parent.is_dir():
-        raise UserError(f"{folder}: the folder {folder.resolve().parent} does not exist")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
-        raise UserError(f"{folder}: exists and is not a model: it is not overwritten, give another name")

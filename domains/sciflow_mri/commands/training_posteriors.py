@@ -12,14 +12,11 @@ from torch import Tensor
 import sciflow
 from sciflow.errors import UserError
 from sciflow.files import remove
+from sciflow_mri.commands.people import Heads, numbers, started
 from sciflow_mri.commands.priors import COVERAGE, OBSERVATION
-from sciflow_mri.commands.training import _licences, _numbers, _people, _refuse_target, _source
-from sciflow_mri.data.volumes import read_volume
 from sciflow_mri.model.amortised import amortised_flow, amortised_from_prior, train_amortised
 from sciflow_mri.model.null_space.training import train_null_space
-from sciflow_mri.model.training_images import training_images
 from sciflow_mri.posterior.coverage import calibrate_coverage
-from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.reconstruction import checked_device
 from sciflow_mri.posterior.simulations import simulated_acquisitions
 from sciflow_mri.posterior.spread import choose_spread
@@ -58,30 +55,18 @@ def train_posterior(
     coupling: str, start: Path | None,
 ) -> str:  # fmt: skip
     """Train, choose what remains to be chosen on the people trained on, save, measure coverage on those held out; one line."""
-    _refuse_target(output)
-    people = _people(volumes)
-    if unknown := sorted(set(hold_out) - set(people)):
-        raise UserError(f"--hold-out {unknown[0]}: nobody is called so; there are {', '.join(people)}")
-    own = [name for name in people if name not in hold_out]
-    if not own:
-        raise UserError("--hold-out leaves nobody to train on: give more volumes, one per person")
+    heads = Heads(volumes, hold_out, licences, output)
     lines = _Lines(acceleration, calibration, coupling)
     _refuse_lines(kind, size, lines, start)
     given = {"widths": widths, "blocks": blocks, "learning_rate": learning_rate, "batch_size": batch_size}
     chosen = _OWN[kind]._replace(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    channels, stated = _numbers(chosen.widths), _licences(licences, people)
+    channels = numbers(chosen.widths)
     if device is not None:
         checked_device(device)
-    prior = None if start is None else _prior(start, size)
-    heads = {name: read_volume(path, clip=clip) for name, path in people.items()}
-    spacing: dict[str, Any] = {name: tuple(head.attrs["voxel_size_mm"]) for name, head in heads.items()}
+    prior, origin = (None, {}) if start is None else started(start, size, hold_out)
+    heads.read(clip=clip)
     torch.manual_seed(seed)  # of the first weights
-    training, validation = (
-        training_images(
-            [heads[name].values for name in names], count, size, seed=number, spacings=[spacing[name] for name in names]
-        )
-        for names, count, number in ((own, images, seed), (list(hold_out), validation_images, seed + 1))
-    )
+    training, validation = heads.images(size, images, validation_images, seed)
     began = time.monotonic()
     shared: dict[str, Any] = {
         "epochs": epochs, "batch_size": chosen.batch_size, "learning_rate": chosen.learning_rate, "seed": seed,
@@ -89,33 +74,27 @@ def train_posterior(
         "resume": checkpoint is not None, "warmup": min(300, max(epochs * images // chosen.batch_size // 10, 1)),
         "callbacks": [] if minutes is None else [lambda record: record["seconds"] >= 60 * minutes],
     }  # fmt: skip
-    volumes_of = {name: (heads[name].values, spacing[name]) for name in people}
     if kind == "null-space":
         network = {"widths": channels, "blocks": chosen.blocks, "patch": min(patch, 2)}
-        flow, fit, noted = _null_space((training, validation), lines, network, {n: volumes_of[n] for n in own}, shared)
+        flow, fit, noted = _null_space((training, validation), lines, network, heads.volumes(heads.own), shared)
     else:
         flow, fit, noted = _amortised((training, validation), prior, channels, chosen.blocks, patch, shared)
-        noted |= {} if start is None else {"start": str(start)}
     record = {
-        "kind": kind, "licence": "; ".join(f"{name}: {text}" for name, text in stated.items()),
-        "training": {name: _source(heads[name]) for name in own},
-        "held out": {name: _source(heads[name]) for name in hold_out},
+        "kind": kind, **heads.record(),
         "minutes": round(fit.seconds / 60, 2), "steps": fit.steps, "epochs": len(fit.history), "best epoch": fit.best_epoch,
         "validation loss": fit.best_validation_loss, "images": images, "batch size": chosen.batch_size, "seed": seed,
         "learning rate": chosen.learning_rate, "precision": precision, **noted,
-        "history": [[entry["loss"], entry["validation_loss"]] for entry in fit.history],
+        "history": [[entry["loss"], entry["validation_loss"]] for entry in fit.history], **origin,
     }  # fmt: skip
     for name in (OBSERVATION, COVERAGE):  # of the older model that is replaced
         if (output / name / "config.json").is_file():
             remove(output / name)
-    sciflow.save(flow, output, readme=_readme(kind, own, hold_out, size), metadata=record, half=half)
+    sciflow.save(flow, output, readme=_readme(kind, heads.own, hold_out, size), metadata=record, half=half)
     if coverage_scans:
         scans = _scans(lines) if kind == "null-space" else {}
         unseen = {
-            name: simulated_acquisitions(
-                volumes_of[name][0], coverage_scans, size, seed=seed + 3, spacing=volumes_of[name][1], **scans
-            )
-            for name in hold_out
+            name: simulated_acquisitions(volume, coverage_scans, size, seed=seed + 3, spacing=spacing, **scans)
+            for name, (volume, spacing) in heads.volumes(hold_out).items()
         }
         measured = calibrate_coverage(flow, unseen, draws=_DRAWS, seed=seed)
         words = "How often intervals hold the truth, on simulated scans of people held out."
@@ -171,16 +150,6 @@ def _refuse_lines(kind: str, size: int, lines: _Lines, start: Path | None) -> No
             f"--acceleration {lines.acceleration:g} measures {measured} of {size} lines: it must be fewer than all, and at "
             f"least the {lines.calibration} of --calibration-lines"
         )
-
-
-def _prior(folder: Path, size: int) -> Any:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--start {folder}: no model folder (one has a config.json); `sciflow mri train` writes one")
-    flow: Any = sciflow.load(folder, trust=("sciflow_mri",))
-    if kind_of(flow) != "prior" or tuple(flow.event_shape) != (2, size, size):
-        shape = tuple(getattr(flow, "event_shape", ()))
-        raise UserError(f"--start {folder}: a {type(flow).__name__} over {shape}, needed is a prior over (2, {size}, {size})")
-    return flow
 
 
 def _readme(kind: str, own: list[str], held: tuple[str, ...], size: int) -> str:

@@ -15,6 +15,7 @@ import xarray as xr
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 from sciflow_mri.commands import mri, training_posteriors
+from sciflow_mri.commands.priors import prior_of
 from sciflow_mri.data import make_scan
 from sciflow_mri.model.amortised import amortised_flow
 from sciflow_mri.model.null_space import NullSpaceFlow
@@ -22,11 +23,13 @@ from sciflow_mri.model.null_space.training import null_space_rows
 from sciflow_mri.model.pairs import training_pairs
 from sciflow_mri.model.prior import image_flow
 from sciflow_mri.model.simulated import simulated_scan
+from sciflow_mri.physics.masks import line_mask
 from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.coverage import calibrate_coverage
 from sciflow_mri.posterior.drawing import default_sampler, draw_images
 from sciflow_mri.posterior.kinds import image_shape, kind_of
 from sciflow_mri.posterior.learned import AmortisedSampler, NullSpaceSampler
+from sciflow_mri.posterior.observation import flagged
 from sciflow_mri.posterior.reconstruction import reconstruct
 from sciflow_mri.posterior.scan_files import write_scan
 from sciflow_mri.posterior.simulations import Simulated
@@ -181,6 +184,17 @@ def test_sample_refuses_a_mask_of_another_number_of_lines(work: Path) -> None:
         assert code == 2 and f"the mask has points, models of kind {kind} take masks of lines" in text
 
 
+def test_scans_are_looked_at_for_learned_posteriors_too(tmp_path: Path) -> None:
+    """By the test of the shipped prior of that size: noise is no head."""
+    mask = line_mask(64, 4, 8, seed=0)
+    flow = NullSpaceFlow(48, (64, 64), noise=0.05, scalars=2, maps=1, **SMALL)
+    sciflow.save(flow, tmp_path / "lines")
+    white = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    scan, _ = simulated_scan(white, mask, coils=8, seed=0)
+    chosen = prior_of(str(tmp_path / "lines"), scan, None)
+    assert flagged(chosen.look(acquire(scan)))
+
+
 def test_train_null_space_and_amortised(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_posteriors, "_SPREAD_SCANS", 1)
     monkeypatch.setattr(training_posteriors, "_DRAWS", 19)
@@ -198,16 +212,23 @@ def test_train_null_space_and_amortised(work: Path, monkeypatch: pytest.MonkeyPa
     code, text = _run(work, "sample", "scan.nc", "--prior", "lines", "-n", 3, "-o", "trained")
     names = [test["name"] for test in json.loads((work / "trained" / "certificate.json").read_text())["tests"]]
     assert code == 0 and any(name.startswith("coverage of") for name in names) and "calibration" not in names
-    sciflow.save(image_flow(32, widths=(8,), blocks=1), work / "prior32")  # whose lines may be accelerated eightfold
+    sciflow.save(
+        image_flow(32, widths=(8,), blocks=1), work / "prior32", metadata={"training": {"a": ""}}
+    )  # whose lines may be accelerated eightfold
     more = ("--kind", "amortised", "--size", 32, "--start", "prior32", "--coverage-scans", 0, "-o", "amortised2")
     code, text = _run(work, *words, *more)
     assert code == 0, text
     assert kind_of(sciflow.load(work / "amortised2", trust=("sciflow_mri",))) == "amortised"
+    assert metadata(work / "amortised2")["begun with"]["model"] == "prior32"
+    swapped = ["a" if word == "b" else word for word in (*words, *more)]
+    code, text = _run(work, *swapped)
+    assert code == 2 and "--start prior32: has seen a, who is held out" in text
     for extra, message in (
         (("--kind", "null-space", "--acceleration", 8), "measures 2 of 16 lines"),
         (("--kind", "null-space", "--start", "prior"), "only amortised flows start from a prior"),
         (("--kind", "amortised", "--start", "nowhere"), "--start nowhere: no model folder"),
-        (("--kind", "amortised", "--start", "lines"), "needed is a prior over (2, 16, 16)"),
+        (("--kind", "amortised", "--start", "lines"), "is a NullSpaceFlow over (2, 8, 16), not a prior over (2, 16, 16)"),
+        (("--kind", "amortised", "--start", "prior"), "--start prior: does not say whom it has seen"),
     ):
         code, text = _run(work, *words, *extra, "-o", "never")
         assert code == 2 and message in text and not (work / "never").exists()
