@@ -125,6 +125,14 @@ def train(context: click.Context, volumes: tuple[Path, ...], output: Path, kind:
 @click.option("--chunk", type=click.IntRange(1), default=16, show_default=True, help="Draws at once: fewer need less memory.")
 @click.option("--sigma", type=click.FloatRange(0, min_open=True), help="Noise, of real and imaginary part each, if known.")
 @click.option("--precision", type=click.Choice(["bf16", "float32"]), default="bf16", show_default=True)
+@click.option(
+    "--settle",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Start again with twice the moves, up to N times, until the chains of the sampler agree.",
+)
 @click.option("--dask", metavar="ADDRESS", help='Slices in parallel: a Dask scheduler, "tcp://host:8786", or "local".')
 @click.option("--workers", type=click.IntRange(1), help="Of a local cluster.")
 @click.option("--again", is_flag=True, help="Draw a volume anew instead of going on with what is there.")

@@ -13,6 +13,7 @@ import xarray as xr
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.posterior.examination import examined
+from sciflow.posterior.samplers import UntilSettled
 from sciflow.store import read_draws
 from sciflow_mri.commands.priors import prior_of
 from sciflow_mri.commands.scans import prepared_scan
@@ -46,8 +47,8 @@ def prepare_scan(path: Path, output: Path, choices: dict[str, Any]) -> str:
 
 def sample_scan(
     path: Path, output: Path, choices: dict[str, Any], *, prior: str | None, number: int | None, volume: bool, draws: int,
-    chunk: int, sigma: float | None, precision: str, device: str | None, seed: int, dask: str | None, workers: int | None,
-    again: bool, require: str | None, force: bool,
+    chunk: int, sigma: float | None, precision: str, device: str | None, seed: int, settle: int, dask: str | None,
+    workers: int | None, again: bool, require: str | None, force: bool,
 ) -> int:  # fmt: skip
     """Draws of one slice or of all, their files, and the exit code."""
     if not volume and (dask is not None or again):
@@ -61,6 +62,10 @@ def sample_scan(
     chosen = prior_of(prior, scan, device)
     folder_for(output, volume=volume)
     sampler = default_sampler(chosen.flow, chunk=min(chunk, draws), bf16=precision == "bf16", **chosen.settings)
+    if settle:
+        if not hasattr(sampler, "doubled"):
+            raise UserError(f"--settle {settle}: {chosen.name} draws without moves, so that there is nothing to double")
+        sampler = UntilSettled(sampler, settle)
     settings = {"draws": draws, "seed": seed, "sampler": sampler, "observation": chosen.look}
     settings |= {} if sigma is None else {"sigma": sigma}
     if volume:

@@ -21,6 +21,7 @@ from sciflow.posterior.samplers.stochastic_flow import StochasticFlow
 from sciflow.posterior.samplers.tempered import Tempered
 from sciflow.posterior.samplers.twisted import TwistedSMC
 from sciflow.posterior.samplers.twisted_functions import DPSTwist, NoTwist, PiGDMTwist, Twist
+from sciflow.posterior.samplers.until_settled import UntilSettled
 
 __all__ = [
     "AdaptiveFlow",
@@ -46,5 +47,6 @@ __all__ = [
     "Transition",
     "Twist",
     "TwistedSMC",
+    "UntilSettled",
     "plain_chain",
 ]

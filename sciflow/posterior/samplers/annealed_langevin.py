@@ -88,6 +88,14 @@ class AnnealedLangevin(Sampler):
         self.chunk = None if chunk is None else integer("chunk", chunk, 1, 2**31)
         self.bf16 = bf16
 
+    def doubled(self) -> AnnealedLangevin:
+        """With twice the moves at every fine level and between the states that are compared."""
+        return AnnealedLangevin(
+            self.data_scale, largest=self.largest, coarse=self.coarse, levels=[(s, 2 * moves) for s, moves in self.levels],
+            step=self.step, friction=self.friction, chains=self.chains, states=self.states, thin=2 * self.thin,
+            noise_error=self.noise_error, chunk=self.chunk, bf16=self.bf16,
+        )  # fmt: skip
+
     @torch.no_grad()
     def run(self, target: Any, draws: int, randomness: Randomness, *, progress: bool) -> Posterior:
         if not isinstance(target, Problem):

@@ -151,6 +151,17 @@ def test_a_new_result_removes_what_speaks_of_the_old_one(work):
     assert sorted(entry.name for entry in (work / "renewed").iterdir()) == RESULT
 
 
+def test_settle_doubles_the_moves(work, monkeypatch):
+    from sciflow_mri.commands import work as verbs
+    from sciflow_mri.posterior.drawing import default_sampler
+
+    few = {"coarse": 2, "levels": ((0.4, 1),), "states": 4, "thin": 1}
+    monkeypatch.setattr(verbs, "default_sampler", lambda prior, **settings: default_sampler(prior, **settings, **few))
+    assert _sample(work, "one.nc", "settled", "--settle", 1)[0] == 0
+    tests = json.loads((work / "settled" / "certificate.json").read_text())["tests"]
+    assert [test["value"] for test in tests if test["name"] == "doublings"] == [1.0]
+
+
 def test_sample_takes_raw_files_directly(work):
     words = ("--size", SIZE, "--acceleration", 2, "--calibration", 6, "--slices", "1", "--seed", 3)
     assert _sample(work, "full.h5", "direct", *words)[0] == 0

@@ -12,7 +12,7 @@ from sciflow.posterior.likelihoods import Gaussian, Student
 from sciflow.posterior.operators import Dense, FourierMask, Function, ToComplex
 from sciflow.posterior.problems import GaussianMixtureFlow, LinearGaussian
 from sciflow.posterior.randomness import Randomness
-from sciflow.posterior.samplers import AnnealedLangevin
+from sciflow.posterior.samplers import AnnealedLangevin, UntilSettled
 from sciflow.posterior.samplers.noisy_posterior import NoisyPosterior
 
 FINE = AnnealedLangevin(levels=((0.4, 5), (0.15, 5), (0.05, 40)), states=0)
@@ -127,3 +127,22 @@ def test_refusals() -> None:
         AnnealedLangevin(states=2)
     with pytest.raises(UserError, match="step between 0 and 2"):
         AnnealedLangevin(step=2.5)
+
+
+def test_moves_are_doubled_until_chains_agree() -> None:
+    """R-hat of small steps is 2.1, 1.5, 1.1 with once, twice, four times the moves: the third attempt is returned."""
+    problem = LinearGaussian(GaussianMixtureFlow([[0.0, 0.0]], 1.0), [[1.0, 0.0]], 1.0, [2.0]).problem
+    sampler = AnnealedLangevin(step=0.2, levels=((0.5, 4),))
+    attempts = [sampler, sampler.doubled(), sampler.doubled().doubled()]
+    assert attempts[2].levels == [(0.5, 16)] and attempts[2].thin == 4
+    alone = [attempt(problem, 8, progress=False) for attempt in attempts]
+    found = UntilSettled(sampler, 5)(problem, 8, progress=False)
+    mixing = [{test.name: test for test in each.certificate.tests}["R-hat (95 % of features)"] for each in (*alone, found)]
+    assert [test.outcome for test in mixing] == ["warned", "warned", "passed", "passed"]
+    torch.testing.assert_close(found.x, alone[2].x, rtol=0, atol=0)
+    assert found.statistics["doublings"] == 2 and found.calls == alone[0].calls + alone[1].calls + alone[2].calls
+    short = UntilSettled(sampler, 1)(problem, 8, progress=False)
+    assert short.certificate.verdict != "passed" and short.statistics["doublings"] == 1
+    for bad in (AnnealedLangevin(states=0), object()):
+        with pytest.raises(UserError, match="nothing says whether it has settled"):
+            UntilSettled(bad)  # type: ignore[arg-type]
