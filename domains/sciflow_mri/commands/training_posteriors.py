@@ -74,11 +74,12 @@ def train_posterior(
         "resume": checkpoint is not None, "warmup": min(300, max(epochs * images // chosen.batch_size // 10, 1)),
         "callbacks": [] if minutes is None else [lambda record: record["seconds"] >= 60 * minutes],
     }  # fmt: skip
+    noted: dict[str, Any] = {}
     if kind == "null-space":
         network = {"widths": channels, "blocks": chosen.blocks, "patch": min(patch, 2)}
         flow, fit, noted = _null_space((training, validation), lines, network, heads.volumes(heads.own), shared)
     else:
-        flow, fit, noted = _amortised((training, validation), prior, channels, chosen.blocks, patch, shared)
+        flow, fit = _amortised((training, validation), prior, channels, chosen.blocks, patch, shared)
     record = {
         "kind": kind, **heads.record(),
         "minutes": round(fit.seconds / 60, 2), "steps": fit.steps, "epochs": len(fit.history), "best epoch": fit.best_epoch,
@@ -127,14 +128,14 @@ def _null_space(
 
 def _amortised(
     images: tuple[Tensor, Tensor], prior: Any, widths: tuple[int, ...], blocks: int, patch: int, shared: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> tuple[Any, Any]:
     if prior is not None:
         flow = amortised_from_prior(prior)
     else:
         scale = round(float(images[0].std()), 3)
         flow = amortised_flow(images[0].shape[-1], widths=widths, blocks=blocks, patch=patch, data_scale=scale)
     found = train_amortised(*images, flow=flow, **shared)
-    return found.flow, found.fit, {}
+    return found.flow, found.fit
 
 
 def _scans(lines: _Lines) -> dict[str, Any]:

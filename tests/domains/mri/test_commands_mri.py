@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import signal
 import subprocess
@@ -16,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from click.testing import CliRunner
 from matplotlib.figure import Figure
-from sciflow_mri.commands import mri
 from sciflow_mri.commands.priors import prior_of
 from sciflow_mri.data import make_scan, read
 from sciflow_mri.data.formats.fastmri import write_fastmri
@@ -33,6 +30,8 @@ from sciflow.certificate import Test as NamedTest
 from sciflow.errors import UserError
 from sciflow.persistence import metadata
 from sciflow.posterior.examination import examined
+
+from .command_runs import run as _run
 
 SIZE, SLICES = 16, 3
 RESULT = ["certificate.json", "mean.nii.gz", "posterior.nc", "posterior.png", "report.html", "std.nii.gz"]
@@ -73,22 +72,6 @@ def quick(request, monkeypatch):
     whole = verbs.default_sampler
     monkeypatch.setattr(verbs, "default_sampler", lambda prior, **settings: whole(prior, **settings, **few))
     monkeypatch.setattr(writing, "posterior_figure", lambda *_, **__: Figure(figsize=(1, 1)))
-
-
-def _run(folder: Path, *words: object) -> tuple[int, str]:
-    """Exit code (2 for a `UserError`) and output, in that folder."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        result = CliRunner().invoke(mri, [str(word) for word in words])
-    finally:
-        os.chdir(before)
-    if isinstance(result.exception, UserError):
-        assert "\n" not in str(result.exception)
-        return 2, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def _sample(folder: Path, scan: str, output: str, *words: object) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from click.testing import CliRunner
 from matplotlib.figure import Figure
-from sciflow_mri.commands import mri, training_posteriors
+from sciflow_mri.commands import training_posteriors
 from sciflow_mri.commands.priors import prior_of
 from sciflow_mri.data import make_scan
 from sciflow_mri.model.amortised import amortised_flow
@@ -39,6 +37,8 @@ import sciflow
 from sciflow.certificate import Certificate
 from sciflow.errors import UserError
 from sciflow.persistence import metadata
+
+from .command_runs import run as _run
 
 SIZE = 16
 MASK = np.array([True, False] * 3 + [True] * 5 + [False] * 5)  # 8 lines
@@ -92,21 +92,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from sciflow_mri.report import writing
 
     monkeypatch.setattr(writing, "posterior_figure", lambda *_, **__: Figure(figsize=(1, 1)))
-
-
-def _run(folder: Path, *words: object) -> tuple[int, str]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        result = CliRunner().invoke(mri, [str(word) for word in words])
-    finally:
-        os.chdir(before)
-    if isinstance(result.exception, UserError):
-        assert "\n" not in str(result.exception)
-        return 2, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def test_kinds(models: dict[str, Any]) -> None:
