@@ -69,7 +69,8 @@ def calibrate(
     resamples of scans and images, both with replacement; without resamples they are those of normal vectors that are
     independent between places, which is optimistic. They know nothing of a difference between the populations, nor of maps that
     are wrong by more than a polynomial: with nominal maps of ESPIRiT from 8 of 32 lines of one scan every method leaves them
-    wrong by a fifth to a third, with a small stated error. The `misfit` of "moments" tells; that of the others, about 2, does not.
+    wrong by a fifth to a third, with a small stated error. The `misfit` of "moments" tells; that of the others, about 2, does
+    not.
 
     Arguments:
         model: nominal maps, calibration lines and degree of the mismatch.
