@@ -8,8 +8,11 @@ the person. Scans are those of mri_people.py at R = 4: 64 x 64, 16 of 64 lines, 
 maps, noise and scale are estimated from the measured lines alone. What is named is measured and kept in mri_methods.json as
 soon as it is there; the table mri_methods.md is of everything that is kept. `--spread` chooses the spread of the consistency
 step of null-space flows on simulated scans of people they were trained on, and saves it in their folders. Some minutes of one
-core.
-SCIFLOW_DATA must be set.
+core. SCIFLOW_DATA must be set.
+
+The rows (b) are of `sciflow mri train S1_raw.nii.gz otsu.nii.gz ch2.nii.gz --hold-out ch2 --kind null-space --coupling affine
+--images 1600 --validation-images 64 --epochs 5` and of the same with spline: the epoch (the last one) was chosen on images of
+ch2. The rows (c) are of weights that are not kept: `--kind amortised --start` makes such.
 """
 
 from __future__ import annotations
