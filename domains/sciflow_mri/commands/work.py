@@ -47,7 +47,7 @@ def prepare_scan(path: Path, output: Path, choices: dict[str, Any]) -> str:
 
 def sample_scan(
     path: Path, output: Path, choices: dict[str, Any], *, prior: str | None, number: int | None, volume: bool, draws: int,
-    chunk: int, sigma: float | None, precision: str, device: str | None, seed: int, settle: int, dask: str | None,
+    chunk: int, sigma: float | None, maps: str, precision: str, device: str | None, seed: int, settle: int, dask: str | None,
     workers: int | None, again: bool, require: str | None, force: bool,
 ) -> int:  # fmt: skip
     """Draws of one slice or of all, their files, and the exit code."""
@@ -66,7 +66,7 @@ def sample_scan(
         if not hasattr(sampler, "doubled"):
             raise UserError(f"--settle {settle}: {chosen.name} draws without moves, so that there is nothing to double")
         sampler = UntilSettled(sampler, settle)
-    settings = {"draws": draws, "seed": seed, "sampler": sampler, "observation": chosen.look}
+    settings = {"draws": draws, "seed": seed, "sampler": sampler, "observation": chosen.look, "joint": maps == "joint"}
     settings |= {} if sigma is None else {"sigma": sigma}
     if volume:
         from sciflow_mri.commands.volumes import sample_volume

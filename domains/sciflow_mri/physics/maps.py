@@ -10,7 +10,7 @@ from torch import Tensor
 from sciflow.errors import UserError
 from sciflow_mri.physics.fourier import need_complex, to_image
 
-__all__ = ["calibration_data", "compress_coils", "sensitivity_maps"]
+__all__ = ["calibration_data", "compress_coils", "sensitivity_maps", "virtual_phase"]
 
 
 def calibration_data(kspace: Tensor, calibration: Sequence[int], columns: Sequence[int] | None = None) -> Tensor:
@@ -104,7 +104,7 @@ def sensitivity_maps(
     _, values, vectors = torch.linalg.svd(patches, full_matrices=False)
     kernels = vectors[values > threshold * values[0]].reshape(-1, coils, tall, wide)
     largest, vector = _largest(_pixel_matrices(kernels, kspace.shape[1], kspace.shape[2]))
-    maps = vector * _virtual_phase(vector, block)
+    maps = vector * virtual_phase(vector, block)
     maps = torch.where(largest > crop, maps, 0) if crop > 0 else maps
     return maps.to(kspace.dtype), largest.to(kspace.real.dtype)
 
@@ -134,6 +134,17 @@ def compress_coils(
     return torch.einsum("vc,chw->vhw", matrix, kspace), matrix
 
 
+def virtual_phase(vector: Tensor, block: Tensor) -> Tensor:
+    """exp(-i arg sum_c conj(u_c) S_c) (y, x), what makes the phase of maps (coil, y, x) smooth; 1 where the sum is zero.
+
+    u is the dominant left singular vector of the calibration data (coil, lines, columns).
+    """
+    left, _, _ = torch.linalg.svd(block.flatten(1).to(vector.dtype), full_matrices=False)
+    seen = torch.einsum("c,cyx->yx", left[:, 0].conj(), vector)
+    size = seen.abs()
+    return torch.where(size > 0, seen.conj() / torch.where(size > 0, size, 1), 1)
+
+
 def _pixel_matrices(kernels: Tensor, height: int, width: int) -> Tensor:
     """sum_k I_k I_k' (y, x, coil, coil) of the kernels' images I_k (coil, y, x), times pixels over kernel entries.
 
@@ -159,14 +170,6 @@ def _largest(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue (y, x) and its eigenvector (coil, y, x)."""
     values, vectors = torch.linalg.eigh(matrices)
     return values[..., -1], vectors[..., -1].permute(2, 0, 1)
-
-
-def _virtual_phase(vector: Tensor, block: Tensor) -> Tensor:
-    """exp(-i arg sum_c conj(u_c) S_c) (y, x)."""
-    left, _, _ = torch.linalg.svd(block.flatten(1).to(vector.dtype), full_matrices=False)
-    seen = torch.einsum("c,cyx->yx", left[:, 0].conj(), vector)
-    size = seen.abs()
-    return torch.where(size > 0, seen.conj() / torch.where(size > 0, size, 1), 1)
 
 
 def _inside(name: str, bounds: Sequence[int], size: int) -> tuple[int, int]:

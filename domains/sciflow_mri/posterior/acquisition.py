@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Acquisition:
         operator: whitened, on images of the prior.
         y: whitened data (*operator.range).
         label: how messages call the slice.
+        calibrated: the acquisition by calibration lines alone, where maps were estimated again with the image.
     """
 
     kspace: Tensor
@@ -51,6 +52,7 @@ class Acquisition:
     operator: Sense
     y: Tensor
     label: str
+    calibrated: Acquisition | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,10 +79,23 @@ class Acquisition:
             )
         return Problem(prior, self.y, Gaussian(1.0), self.operator)
 
+    def with_maps(self, maps: Tensor, variance: Tensor) -> Acquisition:
+        """The same data, thermal noise and scale under other maps (coil, y, x) and the variance (coil, ky) that suits them.
+
+        Raises `UserError` if they do not fit.
+        """
+        if maps.shape != self.maps.shape:
+            raise UserError(f"{self.label}: maps {tuple(maps.shape)} in place of {tuple(self.maps.shape)}")
+        maps, variance = maps.to(self.maps), variance.to(self.variance)
+        raw = Sense(maps, self.mask, variance)
+        y = raw.whiten(raw.measured(self.kspace[None]))[0]
+        return replace(self, maps=maps, variance=variance, operator=Sense(maps, self.mask, variance / self.scale**2), y=y)
+
     def to(self, device: torch.device | str) -> Acquisition:
         """On another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Acquisition(**{**vars(self), **moved, "operator": self.operator.to(device)})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        first = None if self.calibrated is None else self.calibrated.to(device)
+        return replace(self, **moved, operator=self.operator.to(device), calibrated=first)
 
 
 def acquire(

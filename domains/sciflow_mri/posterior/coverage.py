@@ -17,6 +17,7 @@ from sciflow.files import replacing
 from sciflow.recorded import Recorded
 from sciflow.strict_json import dumps
 from sciflow_mri.posterior.drawing import default_sampler
+from sciflow_mri.posterior.joint import refine_maps
 from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import draw_pairs
 from sciflow_mri.posterior.simulations import Simulated
@@ -175,9 +176,10 @@ def calibrate_coverage(
 
 
 def _drawn(prior: Any, scan: Simulated, draws: int, sampler: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """Magnitudes (draw, y, x) and (y, x)."""
+    """Magnitudes (draw, y, x) and (y, x), with maps as in `reconstruct`."""
+    acquisition = refine_maps(scan.acquisition, prior, seed=seed) if kind_of(prior) == "prior" else scan.acquisition
     with torch.no_grad():
-        found = draw_pairs(scan.acquisition, prior, draws, sampler, seed=seed)
+        found = draw_pairs(acquisition, prior, draws, sampler, seed=seed)
     return found.x[0].norm(dim=1), scan.truth.norm(dim=0)
 
 

@@ -193,10 +193,13 @@ def flagged(tests: Sequence[Test]) -> bool:
 def observation_look(
     fitted: ObservationModel, prior: Any, *others: Callable[[Acquisition], Sequence[Test]]
 ) -> Callable[[Acquisition], list[Test]]:
-    """acquisition -> `observation_tests` and those of `others`: what `reconstruct(observation=...)` takes."""
+    """acquisition -> `observation_tests` and those of `others`: what `reconstruct(observation=...)` takes.
+
+    The former look at the acquisition by calibration lines alone, as those were that they were fitted on.
+    """
 
     def look(acquisition: Acquisition) -> list[Test]:
-        found = observation_tests(acquisition, fitted, prior)
+        found = observation_tests(acquisition.calibrated or acquisition, fitted, prior)
         return [*found, *(test for other in others for test in other(acquisition))]
 
     return look

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from sciflow.errors import UserError
-from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images
+from sciflow_mri.posterior.joint import acquired
 from sciflow_mri.posterior.results import result_tree
 
 __all__ = ["checked_device", "reconstruct"]
@@ -19,7 +19,8 @@ __all__ = ["checked_device", "reconstruct"]
 def reconstruct(
     scan: xr.Dataset, prior: Any, *, slice: int = 0, draws: int = 32, seed: int = 0, sampler: Any = None,
     device: torch.device | str | None = None, chunk: int | None = None, observation: Look | None = None,
-    hashes: Mapping[str, str] | None = None, progress: bool = True, **measured: Any,
+    hashes: Mapping[str, str] | None = None, progress: bool = True, joint: bool = True,
+    **measured: Any,
 ) -> xr.DataTree:  # fmt: skip
     """Draws of the image of one slice given its measured k-space, with everything that is known of them.
 
@@ -36,6 +37,7 @@ def reconstruct(
         observation: acquisition -> tests of the measurement, see `observation_look`; the result carries a warning if they flag
             it as out of distribution.
         hashes: name -> sha256 of more files behind the result.
+        joint: whether maps are estimated again together with the image, see `refine_maps`; as much work as eight draws.
         measured: arguments of `acquire`: sigma, maps, mismatch, ...
 
     Returns the tree described by `result_tree`; `sciflow.to_netcdf` writes it, ArviZ opens it.
@@ -53,10 +55,9 @@ def reconstruct(
     """
     if sampler is not None and chunk is not None:
         raise UserError(f"chunk={chunk} beside a sampler, which has its own: give one of the two")
-    acquisition = acquire(scan, slice, **measured)
     if device is not None:
         prior = prior.to(checked_device(device))
-    acquisition = acquisition.to(next(prior.parameters()).device)
+    acquisition = acquired(scan, slice, prior, joint=joint, seed=seed, **measured)
     sampler = default_sampler(prior, chunk=chunk) if sampler is None else sampler
     found = draw_images(acquisition, prior, draws, sampler=sampler, seed=seed, observation=observation, progress=progress)
     return result_tree(found, acquisition, scan, slice, prior=prior, hashes=hashes)

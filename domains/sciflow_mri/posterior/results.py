@@ -79,8 +79,8 @@ def result_tree(
 
 
 def zero_filled(acquisition: Acquisition) -> np.ndarray:
-    """The coil-combined image of the measured entries (y, x), complex, in units of the scan."""
-    pair = numpy_of(acquisition.zero_filled)
+    """The image of the measured entries (y, x), complex, in units of the scan, combined by the maps of calibration lines."""
+    pair = numpy_of((acquisition.calibrated or acquisition).zero_filled)
     image: np.ndarray = acquisition.scale * (pair[0] + 1j * pair[1])
     return image
 

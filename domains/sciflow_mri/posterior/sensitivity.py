@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sciflow.certificate import Test
 from sciflow.errors import UserError
-from sciflow.posterior.randomness import Randomness
-from sciflow.posterior.samplers import AnnealedLangevin
 from sciflow_mri.physics.maps import sensitivity_maps
 from sciflow_mri.physics.noise import line_variance, mismatch
-from sciflow_mri.physics.sense import Sense
 from sciflow_mri.posterior.acquisition import Acquisition
-from sciflow_mri.posterior.features import DATA_SCALE, calibration
+from sciflow_mri.posterior.features import calibration
+from sciflow_mri.posterior.joint import refine_maps
+from sciflow_mri.posterior.rough import rough_draws
 
 __all__ = ["other_maps", "sensitivity_tests", "with_maps"]
 
@@ -45,18 +42,16 @@ def other_maps(acquisition: Acquisition) -> Iterator[tuple[str, Tensor]]:
 
 
 def with_maps(acquisition: Acquisition, maps: Tensor) -> Acquisition:
-    """The same data, thermal noise and scale under other maps, with the noise that these do not explain.
+    """The same data under other maps of calibration lines, with the noise that these do not explain.
 
     Raises `UserError` if they do not fit.
     """
+    lines, columns = calibration(acquisition)
     if maps.shape != acquisition.maps.shape:
         raise UserError(f"{acquisition.label}: maps {tuple(maps.shape)} in place of {tuple(acquisition.maps.shape)}")
-    maps, (lines, columns) = maps.to(acquisition.maps), calibration(acquisition)
+    maps = maps.to(acquisition.maps)
     variance = line_variance(acquisition.kspace, maps, acquisition.mask, lines, acquisition.sigma, columns=columns)
-    raw = Sense(maps, acquisition.mask, variance)
-    y = raw.whiten(raw.measured(acquisition.kspace[None]))[0]
-    operator = Sense(maps, acquisition.mask, variance / acquisition.scale**2)
-    return replace(acquisition, maps=maps, variance=variance, operator=operator, y=y)
+    return acquisition.with_maps(maps, variance)
 
 
 def sensitivity_tests(
@@ -74,7 +69,8 @@ def sensitivity_tests(
        with `rows` rough draws x_r that share their random numbers (a short annealing, good to compare settings), and the
        smaller of the standard deviations under S and S': wrong maps widen the posterior, which must not excuse them. The
        object is where the magnitude is above .2. Another kernel fails above the limit; half of the calibration lines, which
-       make worse maps than all of them, warn.
+       make worse maps than all of them, warn. Where maps were refined with the image, the others are too, with other random
+       numbers: the test is then whether the refined maps depend on where they began.
 
     Arguments:
         prior: the flow over (2, y, x).
@@ -88,14 +84,17 @@ def sensitivity_tests(
     """
     lines, columns = calibration(acquisition)
     _, share = mismatch(acquisition.kspace, acquisition.maps, lines, acquisition.sigma, columns=columns)
-    own = _rough(acquisition, prior, rows, seed)
+    own = _magnitudes(acquisition, prior, rows, seed)
     width = own.std(0) if std is None else std.to(own)
     if width.shape != own.shape[1:]:
         raise ValueError(f"std has shape {tuple(width.shape)}, the image {tuple(own.shape[1:])}")
     where = own.mean(0) > 0.2
+    first = acquisition.calibrated or acquisition
     found = []
-    for name, maps in other_maps(acquisition):
-        other = _rough(with_maps(acquisition, maps), prior, rows, seed)
+    for name, maps in other_maps(first):
+        changed = with_maps(first, maps)
+        changed = changed if acquisition.calibrated is None else refine_maps(changed, prior, seed=seed + 1)
+        other = _magnitudes(changed, prior, rows, seed)
         size = min(_rms(width[where]), _rms(other.std(0)[where]))
         change = _rms((other.mean(0) - own.mean(0))[where])
         relative = 100 * change / _rms(own.mean(0)[where])
@@ -115,11 +114,5 @@ def _rms(value: Tensor) -> float:
     return float(value.double().square().mean().sqrt())
 
 
-def _rough(acquisition: Acquisition, prior: Any, rows: int, seed: int) -> Tensor:
-    """Magnitudes (rows, y, x) of draws at noise .12 d; row i depends on (seed, i) alone."""
-    problem = acquisition.problem(prior)
-    scale = getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE)
-    sampler = AnnealedLangevin(scale, coarse=12, levels=((0.4, 1), (0.2, 2), (0.12, 3)), states=0, bf16=True)
-    source = Randomness(seed, "sensitivity", device=problem.device, dtype=problem.dtype)
-    with torch.no_grad():
-        return sampler.run(problem, rows, source, progress=False).x[0].norm(dim=1)
+def _magnitudes(acquisition: Acquisition, prior: Any, rows: int, seed: int) -> Tensor:
+    return rough_draws(acquisition, prior, rows, seed, name="sensitivity").norm(dim=1)

@@ -20,6 +20,7 @@ from sciflow_mri.data.scan import label_of
 from sciflow_mri.posterior.acquisition import acquire
 from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images
 from sciflow_mri.posterior.images import geometry, image_group
+from sciflow_mri.posterior.joint import acquired
 from sciflow_mri.posterior.kinds import image_shape
 from sciflow_mri.posterior.reconstruction import checked_device
 from sciflow_mri.posterior.results import zero_filled
@@ -45,12 +46,11 @@ class SliceDraws:
     def __call__(self, item: Mapping[str, Any], draws: int, *, seed: int = 0) -> Posterior:
         """The draws of one slice of `slices_of`."""
         try:
-            acquisition = acquire(_scan_of(item), **self.measured)
+            prior = self.prior if self.device is None else self.prior.to(checked_device(self.device))
+            acquisition = acquired(_scan_of(item), 0, prior, seed=seed, **self.measured)
         except UserError as error:  # the slice is the only one of its scan here
             raise UserError(str(error).replace(_ONLY, "", 1)) from error
         acquisition = replace(acquisition, label=acquisition.label.removesuffix(_ONLY))
-        prior = self.prior if self.device is None else self.prior.to(checked_device(self.device))
-        acquisition = acquisition.to(next(prior.parameters()).device)
         found = draw_images(
             acquisition, prior, draws, sampler=self.sampler, seed=seed, observation=self.observation, progress=False
         )
