@@ -107,7 +107,14 @@ def sensitivity_tests(
         Test("calibration explained by maps", share, unexplained, "<=",
              description="share of the energy of calibration lines that the maps leave unexplained, less noise"),
         *found,
+        *([] if acquisition.calibrated is None else [_moved(acquisition.calibrated.maps, acquisition.maps, where)]),
     ]  # fmt: skip
+
+
+def _moved(before: Tensor, after: Tensor, where: Tensor) -> Test:
+    sine = (1 - (before.conj() * after).sum(0).abs().square()).clamp_min(0)[where]
+    return Test("change of maps by refinement", float(sine.double().mean().sqrt()),
+                description="rms sine of the angle between the vectors of the coils, over the object; reported")  # fmt: skip
 
 
 def _rms(value: Tensor) -> float:
