@@ -14,7 +14,7 @@ __all__ = ["calibration_data", "compress_coils", "sensitivity_maps", "virtual_ph
 
 
 def calibration_data(kspace: Tensor, calibration: Sequence[int], columns: Sequence[int] | None = None) -> Tensor:
-    """The calibration entries (coil, lines, columns) of k-space (coil, ky, kx): all that maps and noise ever get to see.
+    """The calibration entries (coil, lines, columns) of k-space (coil, ky, kx): all that maps of calibration lines are made of.
 
     Arguments:
         calibration: [first, last + 1] of the contiguous measured central lines.

@@ -16,7 +16,7 @@ _SIZE, _POWER = 2.0, 2.7
 
 class MapFit(NamedTuple):
     """Posterior mean of the maps (coil, y, x), not normalised, and what it leaves open of each line (coil, ky): the variance,
-    of real and imaginary part each, of entries of that line, over the posterior of the maps."""
+    of real and imaginary part each, of entries of that line, over the posterior of the maps; 0 where nothing is measured."""
 
     maps: Tensor
     variance: Tensor
@@ -43,8 +43,8 @@ def prior_variance(height: int, width: int, coils: int, order: int) -> Tensor:
 
         E |a_pq|^2 = 2 pixels / coils (1 + p^2 + q^2)^-2.7.
 
-    Of loops at the edges of the field of view (`sciflow_mri.model.simulated.coil_maps`) it is about that at all orders above 0,
-    at which there is less.
+    Of loops at the edges of the field of view (`sciflow_mri.model.simulated.coil_maps`) it is about that at all orders above 0;
+    at order 0, which the data know, it is four times too much on purpose.
 
     >>> prior_variance(64, 64, 8, 8)[1, 1] / prior_variance(64, 64, 8, 8)[0, 0] == 3**-2.7
     tensor(True)

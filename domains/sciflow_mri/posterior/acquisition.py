@@ -31,7 +31,8 @@ class Acquisition:
 
     Attributes:
         kspace: measured data (coil, ky, kx), zero where unmeasured, in the units of the file.
-        maps, eigenvalue: sensitivities S (coil, y, x) and the eigenvalue they belong to (y, x).
+        maps: sensitivities S (coil, y, x).
+        eigenvalue: of ESPIRiT, of the maps of the calibration lines (y, x); 1 for given maps.
         mask: (ky,) or (ky, kx).
         sigma: standard deviation of the thermal noise (coil,), of real and imaginary part each.
         variance: (coil, ky), with the part that maps do not explain.
@@ -39,7 +40,8 @@ class Acquisition:
         operator: whitened, on images of the prior.
         y: whitened data (*operator.range).
         label: how messages call the slice.
-        calibrated: the acquisition by calibration lines alone, where maps were estimated again with the image.
+        origin: of the maps: "calibration", "given", or "joint", estimated again with the image.
+        calibrated: in the last case the acquisition by calibration lines alone.
     """
 
     kspace: Tensor
@@ -52,6 +54,7 @@ class Acquisition:
     operator: Sense
     y: Tensor
     label: str
+    origin: str = "calibration"
     calibrated: Acquisition | None = None
 
     @property
@@ -133,6 +136,7 @@ def acquire(
             "for the maps: give maps of your own, and mismatch=False"
         )
     columns = scan.attrs.get("calibration_kx") if mask.dim() == 2 else None
+    origin = "calibration" if maps is None else "given"
     try:
         if maps is None:
             maps, eigenvalue = sensitivity_maps(kspace, calibration, columns=columns, **espirit)
@@ -148,7 +152,7 @@ def acquire(
         operator = Sense(maps, mask, variance / scale**2)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    return Acquisition(kspace, maps, eigenvalue, mask, thermal, variance, scale, operator, y[0], label)
+    return Acquisition(kspace, maps, eigenvalue, mask, thermal, variance, scale, operator, y[0], label, origin)
 
 
 def _thermal(scan: xr.Dataset, kspace: Tensor, mask: Tensor, calibration: Any, sigma: float | None) -> Tensor:
@@ -172,9 +176,10 @@ def _given(maps: Tensor, kspace: Tensor) -> Tensor:
 def _scale(operator: Sense, y: Tensor) -> float:
     """The 95th percentile of |x| of (A'A + lambda) x = A'y, with lambda in units of the largest eigenvalue's noise level."""
     back = operator.adjoint(y)
-    strength = operator.adjoint(operator(back)).norm() / back.norm()  # the largest eigenvalue, about
+    unit = back / back.abs().amax().clamp_min(torch.finfo(back.dtype).tiny)
+    strength = operator.adjoint(operator(unit)).double().norm() / unit.norm()  # the largest eigenvalue, about
     image = operator.normal_solve(back, float(strength) * 1e-2)
-    scale = float(torch.quantile(image.norm(dim=1).flatten(), PERCENTILE))
+    scale = float(torch.quantile(image.double().norm(dim=1).flatten(), PERCENTILE))
     if not 0 < scale < float("inf"):
         raise UserError("the image of the measured lines is zero or not finite: there is nothing to reconstruct")
     return scale

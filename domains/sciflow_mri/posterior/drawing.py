@@ -13,22 +13,25 @@ from sciflow.certificate import Test
 from sciflow.errors import UserError
 from sciflow.posterior.result import Posterior
 from sciflow.posterior.samplers import AnnealedLangevin
+from sciflow.posterior.samplers.langevin_tests import residual_test
 from sciflow.training.progress import ProgressBar
 from sciflow_mri.posterior.acquisition import Acquisition
 from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import AmortisedSampler, NullSpaceSampler, draw_pairs
 from sciflow_mri.posterior.observation import flagged as observation_flag
 
-__all__ = ["FLAG", "Look", "default_sampler", "draw_images", "flagged"]
+__all__ = ["FLAG", "Look", "default_sampler", "draw_images", "flagged", "in_bf16"]
 
 Look = Callable[[Acquisition], Sequence[Test]]
 
 FLAG = "out_of_distribution"  # of the statistics: 1 or 0; absent if nobody looked
-_CHUNK = 16
+_CHUNK, _FEW = 16, 4
 # Chosen on simulated scans of the validation person: finer last levels make cleaner draws and slower chains. The noise of a
-# scan is an estimate, 10 to 25 % too large at 64 x 64, where heads leave little air.
+# scan is an estimate, 10 to 25 % too large at 64 x 64, where heads leave little air, and by half if 4 lines are outside of the
+# calibration.
 _SETTINGS: dict[str, Any] = {
     "coarse": 20, "levels": ((0.4, 2), (0.2, 2), (0.12, 3), (0.07, 15)), "thin": 4, "noise_error": 0.3,
+    "noise_excess": 0.55,
 }  # fmt: skip
 
 
@@ -72,10 +75,13 @@ def draw_images(
         observation: tests of the measurement alone, see `observation_look`; whether they flag it becomes `FLAG` in the
             statistics.
 
+    Refined maps may bend to a wrong mask: the residual of a few draws under those of calibration lines is tested, too.
+
     Chains that were kept to be compared are not part of the result. Raises `UserError` if sizes differ.
     """
     sampler = default_sampler(prior) if sampler is None else sampler
     looks = [] if observation is None else list(observation(acquisition))
+    looks += _believed(acquisition, prior, seed)
     with torch.no_grad(), _progress(sampler, prior, draws, progress) as visible:
         found = draw_pairs(acquisition, prior, draws, sampler, seed=seed, progress=visible)
     pairs = found.x
@@ -89,6 +95,24 @@ def draw_images(
     traces = {name: trace for name, trace in found.traces.items() if name == "residual"}
     certificate = replace(found.certificate.extended(looks), subject=acquisition.label)
     return replace(found, x=image, statistics={**found.statistics, **figures}, traces=traces, certificate=certificate)
+
+
+def in_bf16(sampler: Any) -> bool:
+    """Whether a sampler looks at velocities in bfloat16."""
+    return bool(getattr(getattr(sampler, "sampler", sampler), "bf16", True))
+
+
+def _believed(acquisition: Acquisition, prior: Any, seed: int) -> list[Test]:
+    """Where maps were refined: the test of the residual under the maps that were not."""
+    if acquisition.calibrated is None:
+        return []
+    problem = acquisition.calibrated.problem(prior)
+    with torch.no_grad():
+        found = default_sampler(prior, states=0)(problem, _FEW, seed=seed, progress=False)
+    test = residual_test(found, _SETTINGS["noise_error"])
+    assert isinstance(test.threshold, tuple)
+    name, limit = "data residual, maps of calibration lines", test.threshold[1]
+    return [Test(name, test.value, limit, "<=", description=f"of {_FEW} draws; too large: noise or mask are wrong")]
 
 
 def flagged(statistics: Any) -> bool:

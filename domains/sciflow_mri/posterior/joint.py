@@ -24,9 +24,10 @@ SHARES = (0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
 def refine_maps(
-    acquisition: Acquisition, prior: Any, *, shares: Sequence[float] = SHARES, rows: int = 4, order: int = 8, seed: int = 0
-) -> Acquisition:
-    r"""The same data with maps that suit the image, too: Monte Carlo EM over maps, with the image integrated out.
+    acquisition: Acquisition, prior: Any, *, shares: Sequence[float] = SHARES, rows: int = 4, order: int = 8, seed: int = 0,
+    name: str = "maps", bf16: bool = True,
+) -> Acquisition:  # fmt: skip
+    r"""The same data with maps that suit the image, too: in the manner of Monte Carlo EM, with the image integrated out.
 
     Maps of calibration lines are blurred and periodic; where the object touches opposite ends of the field of view, at which
     true maps differ, they are far off, and no certificate that believes them can know. Each round
@@ -34,8 +35,9 @@ def refine_maps(
     1. draws `rows` images given the maps (`rough_draws`),
     2. takes the maps of greatest mean log posterior given those (`fit_maps`), at unit length and with smooth phase,
     3. sets the noise of line l to sigma^2 + v_l + share (mean |k_l|^2 / 2 - sigma^2)_+: v_l is what the data leave open of the
-       maps, and the share is for what their basis cannot hold. Shares fall from round to round, so that the first, whose maps
-       are wrong, believe the data less.
+       maps given the images (a lower bound: that images and maps are uncertain together is not in it), taken as noise of its
+       own on each entry, and the share is for what their basis cannot hold. Shares fall from round to round, so that the
+       first, whose maps are wrong, believe the data less; so no one objective is climbed all the way.
 
     The scale stays, so that results are in the same units. The returned acquisition has the old one as `calibrated`.
 
@@ -43,20 +45,25 @@ def refine_maps(
         prior: the flow over (2, y, x).
         shares: one for each round, > 0.
         order: of the cosines along y and x.
+        name: of the stream of random numbers.
+        bf16: velocities in bfloat16.
 
-    Raises `UserError` for shares that are not positive, or a prior of another size.
+    One coil has no maps to refine: its acquisition is returned as it is. Raises `UserError` for shares that are not positive,
+    or a prior of another size.
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares={tuple(shares)}: give one number between 0 and 1 for each round")
+    if len(acquisition.maps) == 1:
+        return acquisition
     lines, columns = calibration(acquisition)
     block = calibration_data(acquisition.kspace, lines, columns)
     points = acquisition.mask if acquisition.mask.dim() == 2 else acquisition.mask.unsqueeze(1).expand(acquisition.size)
     thermal = acquisition.sigma.square().unsqueeze(1)
     power = torch.where(points, acquisition.kspace, 0).abs().square().sum(2) / points.sum(1).clamp_min(1) / 2
     excess = (power - thermal).clamp_min(0)
-    found = replace(acquisition, calibrated=acquisition.calibrated or acquisition)
+    found = replace(acquisition, calibrated=acquisition.calibrated or acquisition, origin="joint")
     for number, share in enumerate(shares):
-        pairs = acquisition.scale * rough_draws(found, prior, rows, seed, name=f"maps, round {number}")
+        pairs = acquisition.scale * rough_draws(found, prior, rows, seed, name=f"{name}, round {number}", bf16=bf16)
         fit = fit_maps(found.kspace, found.mask, torch.complex(pairs[:, 0], pairs[:, 1]), found.variance, order=order)
         maps = fit.maps / fit.maps.abs().square().sum(0).sqrt().clamp_min(torch.finfo(pairs.dtype).tiny)
         maps = maps * virtual_phase(maps, block)
@@ -64,7 +71,9 @@ def refine_maps(
     return found
 
 
-def acquired(scan: xr.Dataset, slice: int, prior: Any, *, joint: bool = True, seed: int = 0, **measured: Any) -> Acquisition:
+def acquired(
+    scan: xr.Dataset, slice: int, prior: Any, *, joint: bool = True, seed: int = 0, bf16: bool = True, **measured: Any
+) -> Acquisition:  # fmt: skip
     """`acquire`, on the device of the prior, and with `refine_maps` if `joint` and there is something to refine.
 
     Maps that are given stay as they are, as those do that are believed (mismatch=False), and those of the learned posteriors,
@@ -74,4 +83,4 @@ def acquired(scan: xr.Dataset, slice: int, prior: Any, *, joint: bool = True, se
     """
     found = acquire(scan, slice, **measured).to(next(prior.parameters()).device)
     own = measured.get("maps") is None and measured.get("mismatch", True)
-    return refine_maps(found, prior, seed=seed) if joint and own and kind_of(prior) == "prior" else found
+    return refine_maps(found, prior, seed=seed, bf16=bf16) if joint and own and kind_of(prior) == "prior" else found

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from sciflow.errors import UserError
-from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images
+from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images, in_bf16
 from sciflow_mri.posterior.joint import acquired
 from sciflow_mri.posterior.results import result_tree
 
@@ -37,7 +37,8 @@ def reconstruct(
         observation: acquisition -> tests of the measurement, see `observation_look`; the result carries a warning if they flag
             it as out of distribution.
         hashes: name -> sha256 of more files behind the result.
-        joint: whether maps are estimated again together with the image, see `refine_maps`; as much work as eight draws.
+        joint: whether maps are estimated again together with the image, see `refine_maps`; as much work as a dozen draws, and
+            twice that again in the test of sensitivity of a shipped prior.
         measured: arguments of `acquire`: sigma, maps, mismatch, ...
 
     Returns the tree described by `result_tree`; `sciflow.to_netcdf` writes it, ArviZ opens it.
@@ -57,8 +58,8 @@ def reconstruct(
         raise UserError(f"chunk={chunk} beside a sampler, which has its own: give one of the two")
     if device is not None:
         prior = prior.to(checked_device(device))
-    acquisition = acquired(scan, slice, prior, joint=joint, seed=seed, **measured)
     sampler = default_sampler(prior, chunk=chunk) if sampler is None else sampler
+    acquisition = acquired(scan, slice, prior, joint=joint, seed=seed, bf16=in_bf16(sampler), **measured)
     found = draw_images(acquisition, prior, draws, sampler=sampler, seed=seed, observation=observation, progress=progress)
     return result_tree(found, acquisition, scan, slice, prior=prior, hashes=hashes)
 

@@ -37,11 +37,12 @@ def result_tree(
     - `sample_stats`: residual (chain, draw), |y - A x|^2 / sigma^2 per real datum; of a null-space flow also log_prob;
     - `images`: mean, std, interval, zero_filled, see `image_group`;
     - `observed_data`: the k-space (coil, ky, kx) of the slice and its mask;
-    - `constant_data`: maps (coil, image_y, image_x) and their eigenvalue, sigma (coil) and variance (coil, ky) of the noise.
+    - `constant_data`: maps (coil, image_y, image_x), the eigenvalue of those of calibration lines, sigma (coil) and variance
+      (coil, ky) of the noise.
 
-    Attributes: `maps` ("joint": refined with the image; "acquired": of the calibration lines, or given), `acceleration`,
-    `sigma` (root mean square over coils, of real and imaginary part each), `scale`, `slice`, source and history of the scan,
-    hashes (scan and prior), seed, versions, certificate, `out_of_distribution` (0, 1, or -1 if nobody looked).
+    Attributes: `maps` ("joint": refined with the image; "calibration": of those lines; "given"), `acceleration`, `sigma` (root
+    mean square over coils, of real and imaginary part each), `scale`, `slice`, source and history of the scan, hashes (scan and
+    prior), seed, versions, certificate, `out_of_distribution` (0, 1, or -1 if nobody looked).
     """
     known = data_hashes(scan, prior) | dict(hashes or {})
     residual = posterior.traces.get("residual")
@@ -70,7 +71,7 @@ def result_tree(
     tree.attrs |= {
         "acceleration": float(figures["acceleration"]), "sigma": float(figures["sigma"]), "scale": float(figures["scale"]),
         "slice": images.attrs["slice"], "label": acquisition.label,
-        "maps": "acquired" if acquisition.calibrated is None else "joint",
+        "maps": acquisition.origin,
         "out_of_distribution": int(flagged(figures)) if FLAG in figures else -1,
         **{name: scan.attrs[name] for name in _KEPT if name in scan.attrs},
     }  # fmt: skip

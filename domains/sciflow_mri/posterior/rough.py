@@ -15,12 +15,14 @@ from sciflow_mri.posterior.features import DATA_SCALE
 __all__ = ["rough_draws"]
 
 
-def rough_draws(acquisition: Acquisition, prior: Any, rows: int, seed: int, *, name: str = "rough") -> Tensor:
+def rough_draws(
+    acquisition: Acquisition, prior: Any, rows: int, seed: int, *, name: str = "rough", bf16: bool = True
+) -> Tensor:
     """Draws (rows, 2, y, x) in units of the prior, at noise .12 d, of 12 + 9 evaluations; row i depends on (seed, name, i)
     alone."""
     problem = acquisition.problem(prior)
     scale = getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE)
-    sampler = AnnealedLangevin(scale, coarse=12, levels=((0.4, 1), (0.2, 2), (0.12, 3)), states=0, bf16=True)
+    sampler = AnnealedLangevin(scale, coarse=12, levels=((0.4, 1), (0.2, 2), (0.12, 3)), states=0, bf16=bf16)
     source = Randomness(seed, name, device=problem.device, dtype=problem.dtype)
     with torch.no_grad():
         found: Tensor = sampler.run(problem, rows, source, progress=False).x[0]

@@ -18,9 +18,9 @@ from sciflow.posterior.method import described
 from sciflow.posterior.result import Posterior
 from sciflow_mri.data.scan import label_of
 from sciflow_mri.posterior.acquisition import acquire
-from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images
+from sciflow_mri.posterior.drawing import Look, default_sampler, draw_images, in_bf16
 from sciflow_mri.posterior.images import geometry, image_group
-from sciflow_mri.posterior.joint import acquired
+from sciflow_mri.posterior.joint import SHARES, acquired
 from sciflow_mri.posterior.kinds import image_shape
 from sciflow_mri.posterior.reconstruction import checked_device
 from sciflow_mri.posterior.results import zero_filled
@@ -37,17 +37,29 @@ class SliceDraws:
     """
 
     def __init__(
-        self, prior: Any, sampler: Any, *, device: str | None = None, observation: Look | None = None, **measured: Any
+        self,
+        prior: Any,
+        sampler: Any,
+        *,
+        device: str | None = None,
+        observation: Look | None = None,
+        joint: bool = True,
+        **measured: Any,
     ) -> None:
         self.prior, self.sampler, self.device = prior, sampler, device
-        self.observation, self.measured = observation, measured
-        self._said = f"SliceDraws(prior={fingerprint(prior)}, {described(sampler)}, {observation is not None}, {measured})"
+        self.observation, self.joint, self.measured = observation, joint, measured
+        maps = f"maps refined {SHARES}" if joint else "maps of calibration lines"
+        self._said = (
+            f"SliceDraws(prior={fingerprint(prior)}, {described(sampler)}, {observation is not None}, {maps}, {measured})"
+        )
 
     def __call__(self, item: Mapping[str, Any], draws: int, *, seed: int = 0) -> Posterior:
         """The draws of one slice of `slices_of`."""
         try:
             prior = self.prior if self.device is None else self.prior.to(checked_device(self.device))
-            acquisition = acquired(_scan_of(item), 0, prior, seed=seed, **self.measured)
+            acquisition = acquired(
+                _scan_of(item), 0, prior, joint=self.joint, seed=seed, bf16=in_bf16(self.sampler), **self.measured
+            )
         except UserError as error:  # the slice is the only one of its scan here
             raise UserError(str(error).replace(_ONLY, "", 1)) from error
         acquisition = replace(acquisition, label=acquisition.label.removesuffix(_ONLY))

@@ -49,6 +49,7 @@ class AnnealedLangevin(Sampler):
         friction: per unit of time.
         chains, states, thin: of the test of mixing; states = 0 leaves it out, and the certificate is then incomplete.
         noise_error: by which fraction sigma^2 may be wrong, where it was estimated: the test of the residual allows for it.
+        noise_excess: which fraction of it may be too much, if not that.
         chunk: rows at once; all by default.
         bf16: velocities in bfloat16.
 
@@ -69,7 +70,7 @@ class AnnealedLangevin(Sampler):
         self, data_scale: float = 1.0, *, largest: float = 8.0, coarse: int = 20,
         levels: Sequence[tuple[float, int]] = ((0.4, 2), (0.2, 2), (0.12, 3), (0.07, 15)), step: float = 1.0,
         friction: float = 0.5, chains: int = 4, states: int = 50, thin: int = 1,
-        noise_error: float = 0.0, chunk: int | None = None, bf16: bool = False,
+        noise_error: float = 0.0, noise_excess: float | None = None, chunk: int | None = None, bf16: bool = False,
     ) -> None:  # fmt: skip
         self.levels = [(float(s), integer("moves", moves, 1, 2**31)) for s, moves in levels]
         noises = [largest, *(s for s, _ in self.levels)]
@@ -84,7 +85,9 @@ class AnnealedLangevin(Sampler):
             raise UserError(f"states={states}: R-hat needs at least 4 states a chain, or 0 to leave it out")
         if not 0 <= noise_error < 1:
             raise UserError(f"noise_error={noise_error}: give a fraction of sigma^2, at least 0 and below 1")
-        self.noise_error = noise_error
+        if noise_excess is not None and not 0 <= noise_excess < 1:
+            raise UserError(f"noise_excess={noise_excess}: give a fraction of sigma^2, at least 0 and below 1")
+        self.noise_error, self.noise_excess = noise_error, noise_excess
         self.chunk = None if chunk is None else integer("chunk", chunk, 1, 2**31)
         self.bf16 = bf16
 
@@ -93,7 +96,7 @@ class AnnealedLangevin(Sampler):
         return AnnealedLangevin(
             self.data_scale, largest=self.largest, coarse=self.coarse, levels=[(s, 2 * moves) for s, moves in self.levels],
             step=self.step, friction=self.friction, chains=self.chains, states=self.states, thin=2 * self.thin,
-            noise_error=self.noise_error, chunk=self.chunk, bf16=self.bf16,
+            noise_error=self.noise_error, noise_excess=self.noise_excess, chunk=self.chunk, bf16=self.bf16,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -125,7 +128,7 @@ class AnnealedLangevin(Sampler):
     def tests(self, found: Any, target: Any) -> Sequence[Test]:
         scale = Test("noise of the last level", found.statistics["last_noise"], unit="x",
                      description="the prior is blurred by it")  # fmt: skip
-        return [residual_test(found, self.noise_error), *mixing_tests(found.traces.get("states")), scale]
+        return [residual_test(found, self.noise_error, self.noise_excess), *mixing_tests(found.traces.get("states")), scale]
 
     def _annealed(self, posterior: NoisyPosterior, rows: int, randomness: Randomness) -> tuple[Tensor, float]:
         """Rows at the last level, and its noise."""

@@ -19,16 +19,17 @@ _R_HAT, _LIMIT = 1.2, 1.5
 _VEHTARI = "Rank-normalization, folding, and localization: an improved R-hat, Vehtari et al. 2021, arXiv:1903.08008"
 
 
-def residual_test(found: Any, noise_error: float = 0.0) -> Test:
+def residual_test(found: Any, noise_error: float = 0.0, noise_excess: float | None = None) -> Test:
     r"""|y - A x|^2 / sigma^2 per datum, mean over draws, against 1.
 
     If x is a draw of the posterior, (x, y) is one of the joint distribution, so that its residual is chi-squared with n degrees
     of freedom: within 1 +- 5 sqrt(2 / n) but for one observation in 1.7 million. The mean over draws scatters less. A sigma^2
-    that is known up to a fraction f widens both sides by f.
+    that is known up to a fraction f widens both sides by f, or the lower one by how much of it may be excess.
     """
     data = found.statistics["data"]
-    width = _SIGMAS * math.sqrt(2 / data) + noise_error
-    return Test("data residual", float(found.traces["residual"].mean()), (1 - width, 1 + width), "inside",
+    width = _SIGMAS * math.sqrt(2 / data)
+    limits = (1 - width - (noise_error if noise_excess is None else noise_excess), 1 + width + noise_error)
+    return Test("data residual", float(found.traces["residual"].mean()), limits, "inside",
                 description=f"|y - A x|^2 / sigma^2 over {data:.0f} real data; too large: noise, operator or prior are wrong; "
                             "too small: the noise is less than stated")  # fmt: skip
 

@@ -46,6 +46,15 @@ def test_units_of_the_file_do_not_matter() -> None:
     assert abs(other.scale / one.scale / 1000 - 1) < 1e-4
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e6])
+def test_scans_in_small_and_large_units(unit: float) -> None:
+    """Raw fastMRI data are of the order of 1e-6: squares of their inverse variance are beyond single precision."""
+    scan, _ = simulated_scan(image(), line_mask(32, 2, 8, seed=0), seed=0)
+    one, other = acquire(scan), acquire(scan.assign(kspace=scan["kspace"] * np.complex64(unit)))
+    assert other.scale / one.scale / unit == pytest.approx(1, rel=1e-3)
+    torch.testing.assert_close(one.y, other.y, rtol=1e-3, atol=1e-3)
+
+
 def test_unmeasured_entries_are_never_looked_at() -> None:
     """No calibration leak: other full scans that agree on the lines of the mask alone are the same acquisition, to the bit."""
     mask = line_mask(32, 4, 6, seed=1).numpy()
