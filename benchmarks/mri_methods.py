@@ -106,7 +106,7 @@ def table(kept: dict[str, Any]) -> str:
         f"four tuned reconstructions ({best_name}), paired per scan, ± standard error. "
         "Coverage of central 50/80/90 % intervals of the magnitude, corrected for the number of draws (of 16 the widest hold "
         ".88); its error is the mean distance from what is stated, ± standard error over scans. One thread; seconds include "
-        "the estimate of the condition, shared by the draws. "
+        "the estimate of the condition, shared by the draws, but not the refinement of the maps for a prior (14 draws' time). "
         "Exploded: share of draws of the scans as they are, and of those given a condition that is five "
         "times as bright / has noise of 1 / has its k-space lines permuted; in brackets the largest value over the largest of "
         "the training (null-space) or of the draws of the scans as they are (amortised). Above 2 is exploded; an amortised "
