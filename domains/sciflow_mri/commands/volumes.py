@@ -14,7 +14,7 @@ from sciflow.errors import UserError
 from sciflow.posterior.examination import examined
 from sciflow.store import to_netcdf
 from sciflow_mri.commands.priors import Prior
-from sciflow_mri.posterior.drawing import flagged
+from sciflow_mri.posterior.drawing import flagged, in_bf16
 from sciflow_mri.posterior.joint import acquired
 from sciflow_mri.posterior.results import result_tree
 from sciflow_mri.posterior.volume import reconstruct_volume, volume_images
@@ -43,7 +43,8 @@ def sample_volume(scan: xr.Dataset, prior: Prior, folder: Path, **settings: Any)
         rows.append({"number": number, "verdict": found.certificate.verdict, "reason": " ".join(found.certificate.reasons)})
     shown = suspects[0] if suspects else _middle(many.good)
     found = many[shown]
-    acquisition = acquired(scan, shown, prior.flow, joint=settings["joint"], seed=found.seed, **measured)
+    how = {"joint": settings["joint"], "seed": found.seed, "bf16": in_bf16(settings["sampler"])}  # as the slice was drawn
+    acquisition = acquired(scan, shown, prior.flow, **how, **measured)
     tree = result_tree(found, acquisition, scan, shown, prior=prior.flow)
     if suspects:
         tree.attrs |= {"out_of_distribution": 1, "warning": f"out of distribution: slices {', '.join(map(str, suspects))}"}
