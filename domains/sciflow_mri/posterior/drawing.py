@@ -16,6 +16,7 @@ from sciflow.posterior.samplers import AnnealedLangevin
 from sciflow.posterior.samplers.langevin_tests import residual_test
 from sciflow.training.progress import ProgressBar
 from sciflow_mri.posterior.acquisition import Acquisition
+from sciflow_mri.posterior.features import DATA_SCALE
 from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import AmortisedSampler, NullSpaceSampler, draw_pairs
 from sciflow_mri.posterior.observation import flagged as observation_flag
@@ -81,7 +82,7 @@ def draw_images(
     """
     sampler = default_sampler(prior) if sampler is None else sampler
     looks = [] if observation is None else list(observation(acquisition))
-    looks += _believed(acquisition, prior, seed)
+    looks += _believed(acquisition, prior, seed, bf16=in_bf16(sampler))
     with torch.no_grad(), _progress(sampler, prior, draws, progress) as visible:
         found = draw_pairs(acquisition, prior, draws, sampler, seed=seed, progress=visible)
     pairs = found.x
@@ -102,13 +103,14 @@ def in_bf16(sampler: Any) -> bool:
     return bool(getattr(getattr(sampler, "sampler", sampler), "bf16", True))
 
 
-def _believed(acquisition: Acquisition, prior: Any, seed: int) -> list[Test]:
+def _believed(acquisition: Acquisition, prior: Any, seed: int, *, bf16: bool) -> list[Test]:
     """Where maps were refined: the test of the residual under the maps that were not."""
     if acquisition.calibrated is None:
         return []
     problem = acquisition.calibrated.problem(prior)
+    scale = getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE)
     with torch.no_grad():
-        found = default_sampler(prior, states=0)(problem, _FEW, seed=seed, progress=False)
+        found = AnnealedLangevin(scale, bf16=bf16, states=0, **_SETTINGS)(problem, _FEW, seed=seed, progress=False)
     test = residual_test(found, _SETTINGS["noise_error"])
     assert isinstance(test.threshold, tuple)
     name, limit = "data residual, maps of calibration lines", test.threshold[1]
