@@ -36,7 +36,6 @@ from sciflow_mri.model.shipped import model_folder
 from sciflow_mri.posterior.coverage import LEVELS
 from sciflow_mri.posterior.drawing import default_sampler
 from sciflow_mri.posterior.joint import refine_maps
-from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import draw_pairs
 from sciflow_mri.posterior.simulations import simulated_acquisitions
 from sciflow_mri.posterior.spread import choose_spread
@@ -57,7 +56,7 @@ def judged(cases: Sequence[Scan], model: Any, sampler: Any, draws: int) -> list[
     found = []
     for number, case in enumerate(cases):
         with torch.no_grad():
-            acquisition = refine_maps(case.acquisition, model, seed=number) if kind_of(model) == "prior" else case.acquisition
+            acquisition = refine_maps(case.acquisition, model, seed=number)
             began = time.process_time()
             result = draw_pairs(acquisition, model, draws, sampler, seed=number)
         seconds = (time.process_time() - began) / draws

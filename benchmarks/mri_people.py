@@ -9,7 +9,7 @@ noise of its own, at 64 x 64 with 16 lines of which 8 are in the centre (R4), or
 are estimated from its lines alone, with default settings throughout. Means are compared with the four reconstructions of sigpy
 and with TV near its minimum, whose lambda is tuned on the truth, one for all scans of a person and case: generous to them.
 --ends looks at scan 3, where maps of calibration lines fail. Every figure is kept in mri_people.json as soon as it is there.
-Writes mri_people.md. Half an hour of one core. SCIFLOW_DATA must be set.
+Writes mri_people.md. Forty minutes of one core. SCIFLOW_DATA must be set.
 """
 
 from __future__ import annotations

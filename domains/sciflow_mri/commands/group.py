@@ -126,7 +126,7 @@ def train(context: click.Context, volumes: tuple[Path, ...], output: Path, kind:
 @click.option("--sigma", type=click.FloatRange(0, min_open=True), help="Noise, of real and imaginary part each, if known.")
 @click.option(
     "--maps", type=click.Choice(["joint", "calibration"]), default="joint", show_default=True,
-    help="Coil sensitivities: together with the image, as much work as a dozen draws; or of the calibration lines alone, "
+    help="Coil sensitivities: together with the image, as much time as 14 to 20 draws; or of the calibration lines alone, "
     "which learned posteriors take.",
 )  # fmt: skip
 @click.option("--precision", type=click.Choice(["bf16", "float32"]), default="bf16", show_default=True)

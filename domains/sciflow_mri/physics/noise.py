@@ -11,7 +11,7 @@ from sciflow.errors import UserError
 from sciflow_mri.physics.fourier import need_complex, to_image, to_kspace
 from sciflow_mri.physics.maps import calibration_data
 
-__all__ = ["line_variance", "mismatch", "thermal_sigma"]
+__all__ = ["line_excess", "line_variance", "mismatch", "thermal_sigma"]
 
 
 def thermal_sigma(kspace: Tensor, mask: Tensor, calibration: Sequence[int] | None = None, *, fraction: float = 0.1) -> Tensor:
@@ -127,10 +127,19 @@ def line_variance(
     inside, others = mismatch(kspace, maps, calibration, sigma, columns=columns)
     fraction = torch.full(mask.shape[:1], others, dtype=kspace.real.dtype, device=kspace.device)
     fraction[int(calibration[0]) : int(calibration[1])] = inside
+    thermal = sigma.to(kspace.real.dtype).square().unsqueeze(1)
+    return thermal + fraction * line_excess(kspace, mask, sigma)
+
+
+def line_excess(kspace: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
+    """(mean_kx |k[c, l]|^2 / 2 - sigma_c^2)_+ (coil, ky) over the measured entries of each line: its power beside the noise.
+
+    Arguments: as `line_variance`. Raises `ValueError` with both shapes if the mask does not fit.
+    """
+    mask = _fitting(kspace, mask)
     measured = mask if mask.dim() == 2 else mask.unsqueeze(1).expand(kspace.shape[1:])
     power = torch.where(measured, kspace, 0).abs().square().sum(2) / measured.sum(1).clamp_min(1)
-    thermal = sigma.to(kspace.real.dtype).square().unsqueeze(1)
-    return thermal + fraction * (power / 2 - thermal).clamp_min(0)
+    return (power / 2 - sigma.to(kspace.real.dtype).square().unsqueeze(1)).clamp_min(0)
 
 
 def _fitting(kspace: Tensor, mask: Tensor) -> Tensor:

@@ -177,9 +177,8 @@ def calibrate_coverage(
 
 def _drawn(prior: Any, scan: Simulated, draws: int, sampler: Any, seed: int) -> tuple[Tensor, Tensor]:
     """Magnitudes (draw, y, x) and (y, x), with maps as in `reconstruct`."""
-    acquisition = refine_maps(scan.acquisition, prior, seed=seed) if kind_of(prior) == "prior" else scan.acquisition
     with torch.no_grad():
-        found = draw_pairs(acquisition, prior, draws, sampler, seed=seed)
+        found = draw_pairs(refine_maps(scan.acquisition, prior, seed=seed), prior, draws, sampler, seed=seed)
     return found.x[0].norm(dim=1), scan.truth.norm(dim=0)
 
 

@@ -16,10 +16,10 @@ from sciflow.posterior.samplers import AnnealedLangevin
 from sciflow.posterior.samplers.langevin_tests import residual_test
 from sciflow.training.progress import ProgressBar
 from sciflow_mri.posterior.acquisition import Acquisition
-from sciflow_mri.posterior.features import DATA_SCALE
 from sciflow_mri.posterior.kinds import kind_of
 from sciflow_mri.posterior.learned import AmortisedSampler, NullSpaceSampler, draw_pairs
 from sciflow_mri.posterior.observation import flagged as observation_flag
+from sciflow_mri.posterior.rough import data_scale
 
 __all__ = ["FLAG", "Look", "default_sampler", "draw_images", "flagged", "in_bf16"]
 
@@ -108,9 +108,8 @@ def _believed(acquisition: Acquisition, prior: Any, seed: int, *, bf16: bool) ->
     if acquisition.calibrated is None:
         return []
     problem = acquisition.calibrated.problem(prior)
-    scale = getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE)
     with torch.no_grad():
-        found = AnnealedLangevin(scale, bf16=bf16, states=0, **_SETTINGS)(problem, _FEW, seed=seed, progress=False)
+        found = AnnealedLangevin(data_scale(prior), bf16=bf16, states=0, **_SETTINGS)(problem, _FEW, seed=seed, progress=False)
     test = residual_test(found, _SETTINGS["noise_error"])
     assert isinstance(test.threshold, tuple)
     name, limit = "data residual, maps of calibration lines", test.threshold[1]

@@ -11,6 +11,7 @@ import xarray as xr
 
 from sciflow.errors import UserError
 from sciflow_mri.physics.maps import calibration_data, virtual_phase
+from sciflow_mri.physics.noise import line_excess
 from sciflow_mri.physics.smooth_maps import fit_maps
 from sciflow_mri.posterior.acquisition import Acquisition, acquire
 from sciflow_mri.posterior.features import calibration
@@ -48,19 +49,17 @@ def refine_maps(
         name: of the stream of random numbers.
         bf16: velocities in bfloat16.
 
-    One coil has no maps to refine: its acquisition is returned as it is. Raises `UserError` for shares that are not positive,
-    or a prior of another size.
+    Returned as it is: the acquisition of one coil, which has no maps to refine, and that of a learned posterior, which was
+    trained with maps of calibration lines. Raises `UserError` for shares that are not positive, or a prior of another size.
     """
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares={tuple(shares)}: give one number between 0 and 1 for each round")
-    if len(acquisition.maps) == 1:
+    if len(acquisition.maps) == 1 or kind_of(prior) != "prior":
         return acquisition
     lines, columns = calibration(acquisition)
     block = calibration_data(acquisition.kspace, lines, columns)
-    points = acquisition.mask if acquisition.mask.dim() == 2 else acquisition.mask.unsqueeze(1).expand(acquisition.size)
     thermal = acquisition.sigma.square().unsqueeze(1)
-    power = torch.where(points, acquisition.kspace, 0).abs().square().sum(2) / points.sum(1).clamp_min(1) / 2
-    excess = (power - thermal).clamp_min(0)
+    excess = line_excess(acquisition.kspace, acquisition.mask, acquisition.sigma)
     found = replace(acquisition, calibrated=acquisition.calibrated or acquisition, origin="joint")
     for number, share in enumerate(shares):
         pairs = acquisition.scale * rough_draws(found, prior, rows, seed, name=f"{name}, round {number}", bf16=bf16)
@@ -74,13 +73,12 @@ def refine_maps(
 def acquired(
     scan: xr.Dataset, slice: int, prior: Any, *, joint: bool = True, seed: int = 0, bf16: bool = True, **measured: Any
 ) -> Acquisition:  # fmt: skip
-    """`acquire`, on the device of the prior, and with `refine_maps` if `joint` and there is something to refine.
+    """`acquire`, on the device of the prior, and if `joint` with `refine_maps`.
 
-    Maps that are given stay as they are, as those do that are believed (mismatch=False), and those of the learned posteriors,
-    which were trained with maps of calibration lines.
+    Maps that are given stay as they are, as those do that are believed (mismatch=False).
 
     Raises `UserError` as `acquire`.
     """
     found = acquire(scan, slice, **measured).to(next(prior.parameters()).device)
     own = measured.get("maps") is None and measured.get("mismatch", True)
-    return refine_maps(found, prior, seed=seed, bf16=bf16) if joint and own and kind_of(prior) == "prior" else found
+    return refine_maps(found, prior, seed=seed, bf16=bf16) if joint and own else found

@@ -37,7 +37,7 @@ def reconstruct(
         observation: acquisition -> tests of the measurement, see `observation_look`; the result carries a warning if they flag
             it as out of distribution.
         hashes: name -> sha256 of more files behind the result.
-        joint: whether maps are estimated again together with the image, see `refine_maps`; as much work as a dozen draws, and
+        joint: whether maps are estimated again together with the image, see `refine_maps`; as much time as 14 to 20 draws, and
             twice that again in the test of sensitivity of a shipped prior.
         measured: arguments of `acquire`: sigma, maps, mismatch, ...
 

@@ -12,7 +12,12 @@ from sciflow.posterior.samplers import AnnealedLangevin
 from sciflow_mri.posterior.acquisition import Acquisition
 from sciflow_mri.posterior.features import DATA_SCALE
 
-__all__ = ["rough_draws"]
+__all__ = ["data_scale", "rough_draws"]
+
+
+def data_scale(prior: Any) -> float:
+    """The standard deviation of real and imaginary part of the images of a prior; what it usually is where it does not say."""
+    return float(getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE))
 
 
 def rough_draws(
@@ -21,8 +26,7 @@ def rough_draws(
     """Draws (rows, 2, y, x) in units of the prior, at noise .12 d, of 12 + 9 evaluations; row i depends on (seed, name, i)
     alone."""
     problem = acquisition.problem(prior)
-    scale = getattr(getattr(prior, "network", None), "data_scale", DATA_SCALE)
-    sampler = AnnealedLangevin(scale, coarse=12, levels=((0.4, 1), (0.2, 2), (0.12, 3)), states=0, bf16=bf16)
+    sampler = AnnealedLangevin(data_scale(prior), coarse=12, levels=((0.4, 1), (0.2, 2), (0.12, 3)), states=0, bf16=bf16)
     source = Randomness(seed, name, device=problem.device, dtype=problem.dtype)
     with torch.no_grad():
         found: Tensor = sampler.run(problem, rows, source, progress=False).x[0]

@@ -102,6 +102,20 @@ def test_residuals_notice_a_wrong_noise() -> None:
         assert found.certificate.verdict == verdict, found.certificate
 
 
+def test_a_noise_that_may_be_stated_too_large_widens_the_lower_limit_alone() -> None:
+    problem = normal_problem().problem
+    limits = {}
+    for settings in ({}, {"noise_error": 0.3}, {"noise_error": 0.3, "noise_excess": 0.55}):
+        sampler = AnnealedLangevin(states=0, **settings)
+        for one in (sampler, sampler.doubled()):
+            limits[tuple(settings)] = one(problem, 4).certificate.tests[0].threshold
+            low, high = limits[tuple(settings)]
+            assert low == pytest.approx(limits[()][0] - settings.get("noise_excess", settings.get("noise_error", 0.0)))
+            assert high == pytest.approx(limits[()][1] + settings.get("noise_error", 0.0))
+    with pytest.raises(UserError, match="noise_excess"):
+        AnnealedLangevin(noise_excess=1.0)
+
+
 def test_chains_that_stand_still_are_noticed() -> None:
     """Moves of a hundredth: the chains are where they started from."""
     found = AnnealedLangevin(step=0.01)(normal_problem().problem, 10)
